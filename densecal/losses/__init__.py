@@ -1,0 +1,28 @@
+"""What users import: losses by the names people know, and the parts to compose others.
+
+Each is an ``nn.Module`` with ``forward(logits, target) -> Tensor``, so it drops into MONAI, Lightning, smp or a bare loop.
+"""
+
+from densecal.losses.compound import CompoundLoss
+from densecal.losses.deep_supervision import DeepSupervisionLoss
+from densecal.losses.presets import (
+    CrossEntropyLoss,
+    DiceCELoss,
+    DiceSemimetricLoss,
+    JaccardMetricLoss,
+    LabelSmoothingLoss,
+    NACLLoss,
+    SVLSLoss,
+)
+
+__all__ = [
+    "CompoundLoss",
+    "CrossEntropyLoss",
+    "DeepSupervisionLoss",
+    "DiceCELoss",
+    "DiceSemimetricLoss",
+    "JaccardMetricLoss",
+    "LabelSmoothingLoss",
+    "NACLLoss",
+    "SVLSLoss",
+]

@@ -1,0 +1,145 @@
+"""A loss is a target and a weighted sum of terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densecal.checks import check_logits, check_non_negative, plain
+from densecal.labels import DEFAULT_IGNORE_INDEX
+from densecal.registry import LOSSES, near_matches
+from densecal.targets.base import Target
+from densecal.targets.one_hot import align_label
+from densecal.terms.base import Term
+
+__all__ = ["CompoundLoss"]
+
+
+@LOSSES.register("compound")
+class CompoundLoss(nn.Module):
+    r"""Make the target once, hand it to every term, and add up.
+
+    .. math:: \mathcal{L} = \sum_i \lambda_i\, \ell_i(z, q), \quad q = \text{target}(y)
+
+    Args:
+        target: Turns labels into a distribution; it knows the activation and the ignored label.
+        terms: ``{name: {"weight": float, "term": Term}}``. Names are free and appear in :meth:`terms`; a weight is 0 or more.
+        ignore_index: Handed to the target. None keeps the target's own.
+
+    Raises:
+        TypeError: If the target or a term is something else.
+        ValueError: If there are no terms, a weight is negative, or the target already ignores another label.
+
+    Example:
+        >>> from densecal.targets import SVLSTarget
+        >>> from densecal.terms import CrossEntropy, DiceSemimetric
+        >>> loss = CompoundLoss(SVLSTarget(), {"ce": {"weight": 0.25, "term": CrossEntropy()}, "dml": {"weight": 0.75, "term": DiceSemimetric()}})
+        >>> logits, label_map = torch.zeros(1, 2, 4, 4, requires_grad=True), torch.zeros(1, 4, 4, dtype=torch.long)
+        >>> value = loss(logits, label_map)
+        >>> value.backward()
+        >>> {name: round(part.item(), 4) for name, part in loss.terms(logits, label_map).items()}
+        {'ce': 0.6931, 'dml': 0.3333}
+    """
+
+    def __init__(self, target: Target, terms: Mapping[str, Mapping[str, Any]], *, ignore_index: int | None = None) -> None:
+        super().__init__()
+        if not isinstance(target, Target):
+            raise TypeError(f"Expected `target` to be a densecal.targets.Target, but got {type(target).__name__}.")
+        if not terms:
+            raise ValueError("Expected at least one term, {name: {'weight': ..., 'term': ...}}, but got none.")
+        self.target = target
+        self.weights: dict[str, float] = {}
+        self.parts = nn.ModuleDict()
+        for name, entry in terms.items():
+            if not isinstance(entry, Mapping) or "term" not in entry:
+                raise TypeError(f"Expected the term {name!r} as {{'weight': float, 'term': Term}}, but got {entry!r}.")
+            if unknown := sorted(set(entry) - {"weight", "term"}):
+                raise ValueError(f"Unknown key {unknown[0]!r} in the term {name!r}. {near_matches(unknown[0], ('weight', 'term'))}")
+            term, weight = entry["term"], float(entry.get("weight", 1.0))
+            if not isinstance(term, Term):
+                raise TypeError(f"Expected the term {name!r} to be a densecal.terms.Term, but got {type(term).__name__}.")
+            check_non_negative(f"terms.{name}.weight", weight)
+            self.weights[name] = weight
+            self.parts[name] = term
+        if ignore_index is not None:
+            for module in target.modules():
+                if isinstance(module, Target):
+                    if module.ignore_index not in (DEFAULT_IGNORE_INDEX, ignore_index):
+                        raise ValueError(
+                            f"Expected one label to ignore, but the target ignores {module.ignore_index} and the loss {ignore_index}. Give it to one of them."
+                        )
+                    module.ignore_index = ignore_index
+        needs = [name for part in (target, *self.parts.values()) for name in part.needs]
+        self.needs: tuple[str, ...] = tuple(dict.fromkeys(needs))
+
+    @property
+    def ignore_index(self) -> int:
+        """The label that is left out."""
+        return self.target.ignore_index
+
+    def terms(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+        """The unweighted value of each term by name; arguments as :meth:`forward`."""
+        logits = plain(logits)
+        spatial_dims = check_logits(logits)
+        context = self._checked(context)
+        label = align_label(target, logits)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        soft_target = self.target(label, logits.shape[1], spatial_dims=spatial_dims, dtype=dtype, context=_only(context, self.target.needs))
+        # Whatever stands at an ignored pixel, inf and NaN included, reaches neither a value nor a gradient. Below single precision exp and sums fail.
+        logits = torch.where(soft_target.valid.unsqueeze(1), logits, 0.0).to(dtype)
+        return {name: term(logits, soft_target, context=_only(context, term.needs)) for name, term in self.parts.items()}
+
+    def forward(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> Tensor:
+        """The loss.
+
+        Args:
+            logits: ``(N, C, *spatial)`` with 1 to 3 spatial dims, fp16, bf16, fp32 or fp64.
+            target: Label map ``(N, *spatial)`` or ``(N, 1, *spatial)``, or soft labels or regions ``(N, C, *spatial)``; see
+                :func:`densecal.targets.one_hot_target`.
+            context: Side inputs by name; those in ``needs`` must be there, others are left alone.
+
+        Returns:
+            A scalar of at least single precision (one value per pixel where every term has ``reduction="none"``); 0 where no pixel is valid.
+
+        Raises:
+            TypeError: If ``logits`` are not floating.
+            ValueError: If shapes do not fit, a label is out of range (checked on a CPU), or a side input is missing.
+        """
+        parts = self.terms(logits, target, context=context)
+        total: Tensor | None = None
+        for name, value in parts.items():
+            weighted = self.weights[name] * value
+            total = weighted if total is None else total + weighted
+        assert total is not None
+        return total
+
+    def on_epoch(self, epoch: int, max_epochs: int) -> None:
+        """Tell target and terms that epoch ``epoch`` of ``max_epochs`` begins, counted from 0."""
+        for part in (self.target, *self.parts.values()):
+            part.on_epoch(epoch, max_epochs)
+
+    def on_validation(self, stats: Mapping[str, Any]) -> None:
+        """Tell target and terms the numbers of a validation."""
+        for part in (self.target, *self.parts.values()):
+            part.on_validation(stats)
+
+    def _checked(self, context: Mapping[str, Any] | None) -> dict[str, Any]:
+        given = {name: plain(value) if isinstance(value, Tensor) else value for name, value in (context or {}).items() if name in self.needs}
+        for name in self.needs:
+            if name not in given:
+                users = [type(part).__name__ for part in (self.target, *self.parts.values()) if name in part.needs]
+                raise ValueError(
+                    f"Expected the side input {name!r}, which {' and '.join(users)} needs, but got {sorted(context or {})}. "
+                    f"Call the loss with context={{{name!r}: ...}}."
+                )
+        return given
+
+    def extra_repr(self) -> str:
+        return f"weights={self.weights}"
+
+
+def _only(context: Mapping[str, Any], needs: tuple[str, ...]) -> dict[str, Any]:
+    return {name: context[name] for name in needs}

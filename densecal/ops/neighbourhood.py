@@ -1,0 +1,270 @@
+r"""Normalised convolution of a class map with a separable window, in 1 to 3 spatial dimensions.
+
+.. math:: t_c(x) = \frac{\sum_\delta w(\delta)\, v(x+\delta)\, q_c(x+\delta)}{\sum_\delta w(\delta)\, v(x+\delta)}
+
+with the validity v (0 where a pixel is ignored). Ignored pixels drop out of both sums, so the shares of the others add up to 1.
+
+A pass over one axis is a handful of shifted multiply-adds. They run in the tensor's own dtype (autocast would turn a convolution of labels into half
+precision), on any device, and ``torch.compile`` fuses them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from densecal.checks import check_choice, check_odd, check_positive, per_axis
+
+__all__ = ["BORDERS", "Border", "Kernel", "gaussian_kernel", "mean_kernel", "normalized_convolution", "svls_kernel"]
+
+Border: TypeAlias = Literal["replicate", "renormalize", "zeros"]
+BORDERS = ("replicate", "renormalize", "zeros")
+
+Weight: TypeAlias = "float | Tensor"
+"""One weight for the whole batch, or one per image of shape ``(N,)``."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A window as a product of one-dimensional weights, with the centre of an SVLS stencil as an option.
+
+    Made by :func:`mean_kernel`, :func:`gaussian_kernel` and :func:`svls_kernel`.
+
+    Args:
+        taps: Per axis, the weights from one end of the window to the other, the centre in the middle and equal to 1. A weight is a number or, where
+            the images of a batch differ in voxel spacing, a tensor of shape ``(N,)``.
+        half_centre: Replace the centre by the sum of all other weights, so that it holds one half (SVLS).
+        side_taps: For ``half_centre``, the weights beside the centre (whose own entry is 0) times a common factor that keeps a narrow Gaussian's
+            from vanishing in single precision.
+    """
+
+    taps: tuple[tuple[Weight, ...], ...]
+    half_centre: bool = False
+    side_taps: tuple[tuple[Weight, ...], ...] = ()
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Side of the window per axis."""
+        return tuple(len(axis) for axis in self.taps)
+
+    def convolve(self, values: Tensor, *, border: Literal["replicate", "zeros"]) -> Tensor:
+        """Weighted mean of ``values`` ``(N, channels, *spatial)`` over the window; the weights sum to 1."""
+        if self.half_centre:
+            beside, total = self._beside_centre(values, border)
+            return values if beside is None else 0.5 * values + beside * _broadcast(0.5 / total, values)
+        total = 1.0
+        for axis, weights in enumerate(self.taps):
+            values = _axis_pass(values, axis + 2, weights, border)
+            total = total * sum(weights)
+        return values * _broadcast(1.0 / total, values)
+
+    def _beside_centre(self, values: Tensor, border: Literal["replicate", "zeros"]) -> tuple[Tensor | None, Any]:
+        # With centre weight 1 on every axis: all weights so far = full, all but the central one = beside. One more axis with weights n beside its
+        # centre gives beside' = n * full + beside and full' = full + n * full. Nothing is subtracted, so a narrow Gaussian loses no digits.
+        beside, total, full_total = None, 0.0, 1.0
+        full = values
+        last = max((axis for axis, weights in enumerate(self.taps) if len(weights) > 1), default=-1)
+        for axis, (weights, side) in enumerate(zip(self.taps, self.side_taps, strict=True)):
+            if len(weights) == 1:
+                continue
+            new = _axis_pass(full, axis + 2, side, border)
+            beside = new if beside is None else beside + new
+            total = total + sum(side) * full_total
+            if axis < last:
+                # Side weights are the true ones times a common factor: undo it with the ratio at the tap next to the centre.
+                shrink = weights[len(weights) // 2 - 1] / side[len(side) // 2 - 1]
+                full = full + new * _broadcast(shrink, values)
+                full_total = full_total * sum(weights)
+        return beside, total
+
+    def dense(self) -> Tensor:
+        """The whole stencil, shape ``size`` (``(N, *size)`` for one spacing per image), float64, sum 1.
+
+        Example:
+            >>> mean_kernel(3, 2).dense().sum()
+            tensor(1., dtype=torch.float64)
+        """
+        batch = max((w.shape[0] for axis in self.taps for w in axis if isinstance(w, Tensor)), default=0)
+        impulse = torch.zeros(batch or 1, 1, *self.size, dtype=torch.float64)
+        impulse[(..., *(side // 2 for side in self.size))] = 1.0
+        # The stencil is symmetric, so its response to an impulse is the stencil itself.
+        response = self.convolve(impulse, border="zeros")[:, 0]
+        return response if batch else response[0]
+
+
+def mean_kernel(kernel_size: int | Sequence[int], spatial_dims: int) -> Kernel:
+    """Equal weights over the window.
+
+    Args:
+        kernel_size: Odd side per axis, in pixels.
+        spatial_dims: 1, 2 or 3.
+
+    Raises:
+        ValueError: If a side is even or there is not one per axis.
+
+    Example:
+        >>> mean_kernel(3, 1).dense()
+        tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64)
+    """
+    return Kernel(tuple((1.0,) * side for side in _sides(kernel_size, spatial_dims)))
+
+
+def gaussian_kernel(
+    kernel_size: int | Sequence[int],
+    sigma: float | Sequence[float],
+    spatial_dims: int,
+    *,
+    spacing: Tensor | Sequence[float] | None = None,
+) -> Kernel:
+    r"""Sampled Gaussian :math:`\exp(-r^2 / 2\sigma^2)`, its centre included.
+
+    Args:
+        kernel_size: Odd side per axis, in pixels.
+        sigma: Standard deviation per axis, > 0, in pixels, or in the unit of ``spacing`` where that is given.
+        spatial_dims: 1, 2 or 3.
+        spacing: Distance between pixels per axis, ``(spatial_dims,)``, or per image ``(N, spatial_dims)``.
+
+    Raises:
+        ValueError: If a side is even, ``sigma`` is not positive, or there is not one value per axis.
+
+    Example:
+        >>> gaussian_kernel(3, 1.0, 1).dense()
+        tensor([0.2741, 0.4519, 0.2741], dtype=torch.float64)
+    """
+    exponents = _exponents(kernel_size, sigma, spatial_dims, spacing)
+    return Kernel(tuple(tuple(_exp(e) for e in axis) for axis in exponents))
+
+
+def svls_kernel(
+    kernel_size: int | Sequence[int],
+    sigma: float | Sequence[float],
+    spatial_dims: int,
+    *,
+    spacing: Tensor | Sequence[float] | None = None,
+) -> Kernel:
+    """Gaussian whose centre is replaced by the sum of its neighbours: the centre holds 1/2, the neighbours share 1/2.
+
+    Arguments and errors as :func:`gaussian_kernel`. A window of one pixel has no neighbours and changes nothing.
+
+    Example:
+        >>> svls_kernel(5, 1.0, 1).dense()
+        tensor([0.0456, 0.2044, 0.5000, 0.2044, 0.0456], dtype=torch.float64)
+    """
+    exponents = _exponents(kernel_size, sigma, spatial_dims, spacing)
+    nearest: Weight | None = None
+    for axis in exponents:
+        if len(axis) > 1:
+            e = axis[len(axis) // 2 - 1]
+            nearest = e if nearest is None else _maximum(nearest, e)
+    taps = tuple(tuple(_exp(e) for e in axis) for axis in exponents)
+    side = tuple(tuple(0.0 if i == len(axis) // 2 else _exp(e - nearest) for i, e in enumerate(axis)) for axis in exponents)
+    return Kernel(taps, half_centre=True, side_taps=side)
+
+
+def normalized_convolution(shares: Tensor, valid: Tensor, kernel: Kernel, *, border: Border = "replicate") -> Tensor:
+    r"""Share of each class in the window around every pixel, over valid pixels only.
+
+    Args:
+        shares: Class shares per pixel (a one-hot map or soft labels), 0 where not valid, shape ``(N, C, *spatial)``, floating.
+        valid: False where a pixel is ignored, shape ``(N, *spatial)``, bool.
+        kernel: The window.
+        border: What lies outside: ``"replicate"`` repeats the outermost pixel, ``"renormalize"`` leaves the outside out like an ignored pixel,
+            ``"zeros"`` counts it as a pixel of no class, so shares sum to less than 1 there.
+
+    Returns:
+        ``(N, C, *spatial)`` of the dtype of ``shares``; 0 where not valid.
+
+    Raises:
+        ValueError: If ``border`` is none of these, or the kernel has another number of axes than ``shares``.
+
+    Reference:
+        Knutsson and Westin, "Normalized and differential convolution", CVPR 1993.
+
+    Example:
+        >>> one_hot = torch.tensor([[[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]])
+        >>> valid = torch.tensor([[True, True, True, False]])
+        >>> normalized_convolution(one_hot, valid, mean_kernel(3, 1))[0, 0]
+        tensor([1.0000, 0.6667, 0.5000, 0.0000])
+    """
+    check_choice("border", border, BORDERS)
+    if len(kernel.taps) != shares.ndim - 2:
+        raise ValueError(f"Expected a kernel of {shares.ndim - 2} axes for `shares` of shape {tuple(shares.shape)}, but got {len(kernel.taps)}.")
+    mask = valid.unsqueeze(1)
+    pad: Literal["replicate", "zeros"] = "replicate" if border == "replicate" else "zeros"
+    numerator = kernel.convolve(shares, border=pad)
+    if border == "zeros":
+        # The outside counts as pixels of no class, so only ignored pixels are taken from the whole.
+        denominator = 1.0 - kernel.convolve((~mask).to(shares.dtype), border="zeros")
+    else:
+        denominator = kernel.convolve(mask.to(shares.dtype), border=pad)
+    # A valid pixel lies in its own window; elsewhere the denominator may be 0, and is not used.
+    return torch.where(mask, numerator / torch.where(mask, denominator, 1.0), 0.0)
+
+
+def _axis_pass(values: Tensor, axis: int, weights: tuple[Weight, ...], border: Literal["replicate", "zeros"]) -> Tensor:
+    reach, length = len(weights) // 2, values.shape[axis]
+    if reach == 0:
+        return values if weights == (1.0,) else values * _broadcast(weights[0], values)
+    first, final = values.narrow(axis, 0, 1), values.narrow(axis, length - 1, 1)
+    if border == "zeros":
+        first, final = torch.zeros_like(first), torch.zeros_like(final)
+    shape = list(values.shape)
+    shape[axis] = reach
+    padded = torch.cat([first.expand(shape), values, final.expand(shape)], dim=axis)
+    result: Tensor | None = None
+    for offset, weight in enumerate(weights):
+        if isinstance(weight, float) and weight == 0.0:
+            continue
+        shifted = padded.narrow(axis, offset, length)
+        if result is None:
+            result = shifted * _broadcast(weight, values)
+        elif isinstance(weight, Tensor):
+            result.addcmul_(shifted, _broadcast(weight, values))
+        else:
+            result.add_(shifted, alpha=weight)
+    return torch.zeros_like(values) if result is None else result
+
+
+def _sides(kernel_size: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
+    sides = per_axis("kernel_size", kernel_size, spatial_dims)
+    for side in sides:
+        check_odd("kernel_size", side)
+    return sides
+
+
+def _exponents(
+    kernel_size: int | Sequence[int], sigma: float | Sequence[float], spatial_dims: int, spacing: Tensor | Sequence[float] | None
+) -> list[list[Any]]:
+    """-r^2 / 2 sigma^2 per axis and tap, with sigma in pixels."""
+    sides = _sides(kernel_size, spatial_dims)
+    sigmas: list[Any] = list(per_axis("sigma", sigma, spatial_dims))
+    for value in sigmas:
+        check_positive("sigma", value)
+    if spacing is not None:
+        distances = torch.as_tensor(spacing, dtype=torch.float64)
+        if distances.ndim not in (1, 2) or distances.shape[-1] != spatial_dims:
+            raise ValueError(
+                f"Expected `spacing` of shape ({spatial_dims},) or (N, {spatial_dims}), one distance per spatial axis, but got {tuple(distances.shape)}."
+            )
+        sigmas = [s / (d if distances.ndim == 2 else float(d)) for s, d in zip(sigmas, distances.unbind(-1), strict=True)]
+    return [[-((tap - side // 2) ** 2) / (2 * s**2) for tap in range(side)] for side, s in zip(sides, sigmas, strict=True)]
+
+
+def _exp(exponent: Weight) -> Weight:
+    return exponent.exp() if isinstance(exponent, Tensor) else math.exp(exponent)
+
+
+def _maximum(a: Weight, b: Weight) -> Weight:
+    return torch.maximum(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else max(a, b)
+
+
+def _broadcast(weight: Weight, values: Tensor) -> Any:
+    """A per-image weight shaped ``(N, 1, ..., 1)`` on the device and in the dtype of ``values``; a number as it is."""
+    if not isinstance(weight, Tensor):
+        return weight
+    return weight.to(device=values.device, dtype=values.dtype).reshape(-1, *[1] * (values.ndim - 1))

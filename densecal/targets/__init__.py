@@ -1,0 +1,23 @@
+"""Label map -> distribution per pixel. Each method is a pure function and a module of the same name."""
+
+from densecal.targets.base import Neighbourhood, Recipe, SoftTarget, Target, Uniform
+from densecal.targets.label_smoothing import LabelSmoothingTarget, label_smoothing_target
+from densecal.targets.neighbour_proportions import NeighbourProportionsTarget, neighbour_proportions_target
+from densecal.targets.one_hot import OneHotTarget, one_hot_target
+from densecal.targets.svls import SVLSTarget, svls_target
+
+__all__ = [
+    "LabelSmoothingTarget",
+    "NeighbourProportionsTarget",
+    "Neighbourhood",
+    "OneHotTarget",
+    "Recipe",
+    "SVLSTarget",
+    "SoftTarget",
+    "Target",
+    "Uniform",
+    "label_smoothing_target",
+    "neighbour_proportions_target",
+    "one_hot_target",
+    "svls_target",
+]

@@ -1,0 +1,150 @@
+"""A target turns a label map into a distribution per pixel; a :class:`SoftTarget` carries it, and builds it only for those who read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densecal.checks import check_choice
+from densecal.labels import DEFAULT_IGNORE_INDEX
+from densecal.ops.activation import Activation
+from densecal.ops.neighbourhood import Border, Kernel, normalized_convolution
+
+__all__ = ["Neighbourhood", "Recipe", "SoftTarget", "Target", "Uniform"]
+
+
+class Recipe:
+    """How a target follows from the labels. A fused kernel reads its fields; the torch path calls it."""
+
+    def __call__(self, one_hot: Tensor, valid: Tensor, activation: Activation) -> Tensor:
+        """Distribution ``(N, C, *spatial)`` from one-hot or soft labels of that shape, both 0 where not ``valid`` ``(N, *spatial)``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Uniform(Recipe):
+    """The same share ``smoothing`` taken from every pixel and spread over all classes; 0 is the labels themselves."""
+
+    smoothing: float = 0.0
+
+    def __call__(self, one_hot: Tensor, valid: Tensor, activation: Activation) -> Tensor:
+        if self.smoothing == 0:
+            return one_hot
+        # A region is there or it is not: two outcomes per channel.
+        outcomes = one_hot.shape[1] if activation == "softmax" else 2
+        return torch.where(valid.unsqueeze(1), (1.0 - self.smoothing) * one_hot + self.smoothing / outcomes, 0.0)
+
+
+@dataclass(frozen=True)
+class Neighbourhood(Recipe):
+    """Shares of the classes in a window around each pixel."""
+
+    kernel: Kernel
+    border: Border = "replicate"
+
+    def __call__(self, one_hot: Tensor, valid: Tensor, activation: Activation) -> Tensor:
+        return normalized_convolution(one_hot, valid, self.kernel, border=self.border)
+
+
+class SoftTarget:
+    """Labels of a batch, which pixels count, and the recipe of the distribution.
+
+    Args:
+        label_map: Integer classes ``(N, *spatial)``, int64, 0 where not valid; ``None`` where the labels came as soft labels or regions.
+        soft_labels: The given distribution ``(N, C, *spatial)``, 0 where not valid; ``None`` where there is a ``label_map``.
+        valid: False where a pixel is ignored, ``(N, *spatial)``, bool.
+        num_classes: Number of classes or regions C.
+        recipe: How ``probs`` follows from the labels.
+        activation: ``"softmax"`` for exclusive classes, ``"sigmoid"`` for regions that may overlap.
+        hard: Whether the labels said one class, or yes or no, for each pixel, before any smoothing.
+        dtype: Floating type of ``probs``.
+    """
+
+    def __init__(
+        self,
+        *,
+        label_map: Tensor | None,
+        soft_labels: Tensor | None,
+        valid: Tensor,
+        num_classes: int,
+        recipe: Recipe,
+        activation: Activation = "softmax",
+        hard: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.label_map = label_map
+        self.valid = valid
+        self.num_classes = num_classes
+        self.recipe = recipe
+        self.activation: Activation = activation
+        self.hard = hard
+        self.dtype = dtype
+        self._one_hot = soft_labels
+        self._probs: Tensor | None = None
+
+    @property
+    def one_hot(self) -> Tensor:
+        """The labels before smoothing, ``(N, C, *spatial)``: one-hot, or the soft labels as given; 0 where not valid."""
+        if self._one_hot is None:
+            assert self.label_map is not None
+            index = self.label_map.unsqueeze(1)
+            zeros = torch.zeros(index.shape[0], self.num_classes, *index.shape[2:], dtype=self.dtype, device=index.device)
+            self._one_hot = zeros.scatter_(1, index, self.valid.unsqueeze(1).to(self.dtype))
+        return self._one_hot
+
+    @property
+    def probs(self) -> Tensor:
+        """The distribution ``(N, C, *spatial)``; under softmax it sums to 1 over C where ``valid`` is True. 0 where not valid."""
+        if self._probs is None:
+            self._probs = self.recipe(self.one_hot, self.valid, self.activation)
+        return self._probs
+
+
+class Target(nn.Module):
+    """Base of all targets. A subclass gives ``forward`` and, if it needs side inputs, names them in ``needs``.
+
+    Args:
+        activation: ``"softmax"`` for classes of which a pixel has one, ``"sigmoid"`` for a single foreground or overlapping regions.
+        ignore_index: Label that marks pixels to leave out.
+    """
+
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, *, activation: Activation = "softmax", ignore_index: int = DEFAULT_IGNORE_INDEX) -> None:
+        super().__init__()
+        check_choice("activation", activation, ("softmax", "sigmoid"))
+        self.activation: Activation = activation
+        self.ignore_index = ignore_index
+
+    def forward(
+        self,
+        label: Tensor,
+        num_classes: int,
+        *,
+        spatial_dims: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        context: Mapping[str, Any] | None = None,
+    ) -> SoftTarget:
+        """Make the target.
+
+        Args:
+            label: Label map or soft labels; see :func:`densecal.targets.one_hot.one_hot_target` for the shapes.
+            num_classes: Number of classes or regions C.
+            spatial_dims: Number of spatial axes, where the shape of ``label`` leaves room for doubt.
+            dtype: Floating type of the distribution.
+            context: The side inputs named in ``needs``.
+        """
+        raise NotImplementedError
+
+    def on_epoch(self, epoch: int, max_epochs: int) -> None:
+        """Called before epoch ``epoch`` of ``max_epochs``, counted from 0."""
+
+    def on_validation(self, stats: Mapping[str, Any]) -> None:
+        """Called after validation with its numbers."""
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}, ignore_index={self.ignore_index}"

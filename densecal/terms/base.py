@@ -1,0 +1,57 @@
+"""A term turns logits and a target into a scalar, a comparison of the two or a penalty that shapes the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densecal.targets.base import SoftTarget
+
+__all__ = ["Term"]
+
+
+class Term(nn.Module):
+    """Base of all terms. A subclass gives ``forward`` and, if it needs side inputs, names them in ``needs``.
+
+    A term counts valid pixels only and gives exactly zero gradient elsewhere for finite logits; :class:`densecal.losses.CompoundLoss` extends that
+    to any logits, and hands every term at least single precision.
+
+    Args:
+        class_weights: One weight per class, or None.
+    """
+
+    needs: tuple[str, ...] = ()
+    class_weights: Tensor | None
+
+    def __init__(self, *, class_weights: Sequence[float] | Tensor | None = None) -> None:
+        super().__init__()
+        weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32).detach().clone()
+        if weights is not None and (weights.ndim != 1 or bool((weights < 0).any())):
+            raise ValueError(f"Expected `class_weights` to be one number of 0 or more per class, but got {class_weights}.")
+        # A setting, not a state: a checkpoint loads whatever the weights were.
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Tensor:
+        """The term's value.
+
+        Args:
+            logits: ``(N, C, *spatial)``, floating.
+            target: Target of the same shape.
+            context: The side inputs named in ``needs``.
+        """
+        raise NotImplementedError
+
+    def weights_for(self, logits: Tensor) -> Tensor | None:
+        """Class weights, held against the number of channels."""
+        if self.class_weights is not None and self.class_weights.shape[0] != logits.shape[1]:
+            raise ValueError(f"Expected one class weight for each of the {logits.shape[1]} channels, but got {self.class_weights.shape[0]}.")
+        return self.class_weights
+
+    def on_epoch(self, epoch: int, max_epochs: int) -> None:
+        """Called before epoch ``epoch`` of ``max_epochs``, counted from 0."""
+
+    def on_validation(self, stats: Mapping[str, Any]) -> None:
+        """Called after validation with its numbers."""

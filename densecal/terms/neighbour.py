@@ -1,0 +1,91 @@
+"""Penalty that draws the logits towards the shares of the classes around a pixel (NACL)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from densecal.checks import check_choice
+from densecal.ops.activation import probabilities
+from densecal.ops.neighbourhood import Border
+from densecal.ops.reduction import REDUCTIONS, Reduction, reduce
+from densecal.registry import TERMS
+from densecal.targets.base import Neighbourhood, SoftTarget
+from densecal.targets.neighbour_proportions import Unit, Window, check_window, spacing_in, window_kernel
+from densecal.terms.base import Term
+
+__all__ = ["NeighbourPenalty"]
+
+
+@TERMS.register("neighbour")
+class NeighbourPenalty(Term):
+    r"""Distance between the logits and the class shares :math:`\tau` of the neighbourhood.
+
+    .. math:: \frac{1}{|V|\, C} \sum_{x \in V} \sum_c |\tau_c(x) - z_c(x)|^d
+
+    The shares come from the labels as they were given, before any smoothing of the target.
+
+    Args:
+        distance: ``"l1"`` (d = 1) or ``"l2"`` (d = 2, squared).
+        acts_on: Act on the ``"logits"`` (as published) or on the ``"probs"``.
+        kernel: ``"mean"``, ``"gaussian"``, or ``"svls"`` (centre one half), the window of the shares.
+        kernel_size: Odd side of the window per axis, in pixels.
+        sigma: Standard deviation per axis of the last two kernels, in ``unit``.
+        unit: ``"voxel"``, or ``"mm"``, which needs the side input ``spacing``.
+        border: ``"replicate"``, ``"renormalize"``, or ``"zeros"`` (MONAI's).
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for the mean over classes at each pixel.
+
+    Raises:
+        ValueError: If an option is unknown, ``kernel_size`` even or ``sigma`` not positive.
+
+    Reference:
+        Murugesan et al., "Trust your neighbours", MICCAI 2023, arXiv:2303.06268; MedIA 2024, arXiv:2401.14487.
+        Differs from the code, which counts the outside as class 0 and keeps ignored pixels in the penalty.
+
+    Example:
+        >>> from densecal.targets import one_hot_target
+        >>> NeighbourPenalty()(torch.zeros(1, 2, 3), one_hot_target(torch.tensor([[0, 0, 1]]), 2))
+        tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        *,
+        distance: Literal["l1", "l2"] = "l1",
+        acts_on: Literal["logits", "probs"] = "logits",
+        kernel: Window = "mean",
+        kernel_size: int | Sequence[int] = 3,
+        sigma: float | Sequence[float] = 1.0,
+        unit: Unit = "voxel",
+        border: Border = "replicate",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        check_choice("distance", distance, ("l1", "l2"))
+        check_choice("acts_on", acts_on, ("logits", "probs"))
+        check_choice("kernel", kernel, ("mean", "gaussian", "svls"))
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_window(kernel_size, sigma, unit, border)
+        self.distance: Literal["l1", "l2"] = distance
+        self.acts_on: Literal["logits", "probs"] = acts_on
+        self.kernel: Window = kernel
+        self.kernel_size, self.sigma = kernel_size, sigma
+        self.unit: Unit = unit
+        self.border: Border = border
+        self.reduction: Reduction = reduction
+        self.needs = ("spacing",) if unit == "mm" else ()
+
+    def forward(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Tensor:
+        window = window_kernel(self.kernel, self.kernel_size, self.sigma, logits.ndim - 2, spacing=spacing_in(context, self.unit))
+        shares = Neighbourhood(window, self.border)(target.one_hot, target.valid, target.activation).to(logits.dtype)
+        values = logits if self.acts_on == "logits" else probabilities(logits, target.activation)
+        gap = shares - values
+        gap = gap.abs() if self.distance == "l1" else gap.square()
+        per_pixel = torch.where(target.valid, gap.mean(dim=1), 0.0)
+        return reduce(per_pixel, target.valid.sum().to(per_pixel.dtype), self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"distance={self.distance!r}, acts_on={self.acts_on!r}, kernel={self.kernel!r}, kernel_size={self.kernel_size}, border={self.border!r}"
