@@ -1,0 +1,362 @@
+"""The card of a data set: what its files mean, how they are split, and how to train on them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from densecal.checks import check_choice, check_non_negative, check_positive
+from densecal.labels import DEFAULT_IGNORE_INDEX, LabelSchema
+from densecal.registry import near_matches
+from densecal.resources import cards_dir
+
+__all__ = ["Augmentation", "DataCard", "card_names", "list_cards", "load_card", "override_card", "resolve_root"]
+
+LAYOUTS = ("decathlon", "paired")
+NORMALISATIONS = ("zscore", "zscore_nonzero", "percentile", "none")
+PREPARERS = ("mni152",)
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Augmentation:
+    """How strongly the training patches are varied. A probability of 0 leaves a step out.
+
+    Args:
+        affine_probability: Share of the patches that are rotated and scaled.
+        rotate: Largest rotation about each axis, in degrees.
+        scale: Largest change of size along each axis; 0.1 means 0.9 to 1.1 times.
+        flip_axes: Spatial axes that may be mirrored, each with probability 0.5. Leave out left-right where the classes tell the sides apart.
+        contrast_probability: Share of the patches with another gamma.
+        contrast: Range of gamma, ``[low, high]``; 1 changes nothing.
+        noise_probability: Share of the patches with Gaussian noise.
+        noise: Largest standard deviation of the noise, in units of the normalised image.
+        bias_probability: Share of the patches multiplied by a smooth field, as MR coils do.
+        bias: Largest coefficient of the field's polynomials, in log intensity.
+    """
+
+    affine_probability: float = 0.5
+    rotate: float = 15.0
+    scale: float = 0.1
+    flip_axes: list[int] = field(default_factory=list)
+    contrast_probability: float = 0.3
+    contrast: list[float] = field(default_factory=lambda: [0.7, 1.5])
+    noise_probability: float = 0.15
+    noise: float = 0.1
+    bias_probability: float = 0.15
+    bias: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("affine_probability", "contrast_probability", "noise_probability", "bias_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"Expected `augmentation.{name}` in [0, 1], but got {getattr(self, name)}.")
+        for name in ("rotate", "scale", "noise", "bias"):
+            check_non_negative(f"augmentation.{name}", getattr(self, name))
+        if self.scale >= 1:
+            raise ValueError(f"Expected `augmentation.scale` below 1, but got {self.scale}.")
+        if len(self.contrast) != 2 or not 0 < self.contrast[0] <= self.contrast[1]:
+            raise ValueError(f"Expected `augmentation.contrast` to be [low, high] with 0 < low <= high, but got {list(self.contrast)}.")
+
+
+@dataclass
+class DataCard:
+    """Everything ``data=<card>`` brings; each entry can be set on the command line as ``data.<key>=``.
+
+    Args:
+        name: Name of the data set, as in ``data=<name>``.
+        classes: Class names; class ``c`` of a label file is ``classes[c]``.
+        aliases: Other names that ``data=`` accepts.
+        description: One sentence.
+        folder: Folder of the set below ``$DENSECAL_DATA``.
+        root: Folder of the set itself; wins over ``folder``.
+        test_root: Folder of a second set in the same layout. The trained model is evaluated on all its cases instead of on the test split.
+        layout: ``"decathlon"`` (dataset.json, imagesTr, labelsTr) or ``"paired"`` (images and labels under the same names).
+        background: Class left out of foreground means, or ``None``.
+        ignore_index: Label of voxels without a class; padding gets it too.
+        palette: One ``[red, green, blue]`` of 0 to 255 per class; empty for the default.
+        soft_labels: Whether label files hold one share per class, ``(X, Y, Z, C)`` floats that sum to 1 (all 0 where a voxel has no label).
+        image_channels: Number of image channels; more than one are stored as the fourth axis.
+        modality: For the report, "MRI T1" for example.
+        subject_pattern: Regular expression whose first group is the person in a case id. The default makes each case its own subject.
+        subject_size: Cases per person where they are numbered in turn: with 2, numbers 2k-1 and 2k are one person.
+        val_fraction: Share of the subjects for validation.
+        test_fraction: Share of the subjects for testing.
+        split_seed: Draws the split; independent of the training seed.
+        splits: Case ids of ``train``, ``val`` and ``test``; where given, nothing is drawn.
+        orientation: Axis codes such as ``"RAS"`` to turn every volume to, or ``None`` to keep its axes.
+        spacing: Voxel size to resample to, in mm per axis, or ``None`` to keep it.
+        normalisation: ``"zscore"`` over all voxels, ``"zscore_nonzero"`` over the voxels other than 0, ``"percentile"`` (clip to the 0.5 and 99.5
+            percentiles, then z-score) or ``"none"``; per channel, on the volume as stored.
+        patch_size: Voxels per axis that the network is trained on, after resampling.
+        samples_per_case: Patches drawn from each volume in an epoch.
+        foreground_fraction: Share of the patches centred on a foreground voxel, the others anywhere; ``None`` crops or pads the whole volume about its centre,
+            with nothing random.
+        augment: Whether training patches are augmented.
+        augmentation: How strongly.
+        batch_size: Patches per step and process.
+        num_workers: Loader processes; the batches do not depend on it.
+        cache: Keep the preprocessed volumes in memory (4 bytes per voxel and channel, and 1 per label voxel).
+        epochs: Training length that suits the set.
+        foreground_radius: The near-structure region of the metrics reaches this many voxels from the foreground.
+        download: Fetch the set where its folder is missing (Decathlon tasks).
+        decathlon_task: Task to download, "Task04_Hippocampus" for example.
+        prepare: Built-in maker of the set from an installed package: "mni152".
+        licence: Licence of the data.
+        citation: What to cite.
+        url: Home page of the set.
+        how_to_get: What the user does to get it.
+        notes: Sentences that the report prints beside the results.
+
+    Raises:
+        ValueError: If a value is outside its range, with the key and the repair.
+    """
+
+    name: str
+    classes: list[str]
+    aliases: list[str] = field(default_factory=list)
+    description: str = ""
+    folder: str = ""
+    root: str | None = None
+    test_root: str | None = None
+    layout: str = "paired"
+    background: int | None = 0
+    ignore_index: int = DEFAULT_IGNORE_INDEX
+    palette: list[list[int]] = field(default_factory=list)
+    soft_labels: bool = False
+    image_channels: int = 1
+    modality: str = ""
+    subject_pattern: str | None = None
+    subject_size: int = 1
+    val_fraction: float = 0.15
+    test_fraction: float = 0.25
+    split_seed: int = 0
+    splits: dict[str, list[str]] = field(default_factory=dict)
+    orientation: str | None = None
+    spacing: list[float] | None = None
+    normalisation: str = "zscore"
+    patch_size: list[int] = field(default_factory=lambda: [96, 96, 96])
+    samples_per_case: int = 1
+    foreground_fraction: float | None = 0.5
+    augment: bool = True
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    batch_size: int = 2
+    num_workers: int = 2
+    cache: bool = True
+    epochs: int = 100
+    foreground_radius: int = 3
+    download: bool = False
+    decathlon_task: str | None = None
+    prepare: str | None = None
+    licence: str = ""
+    citation: list[str] = field(default_factory=list)
+    url: str = ""
+    how_to_get: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, LAYOUTS)
+        check_choice("normalisation", self.normalisation, NORMALISATIONS)
+        check_choice("prepare", self.prepare, (*PREPARERS, None))
+        self.schema  # noqa: B018  (checks classes, background, ignore_index and palette)
+        dims = self.spatial_dims
+        if dims != 3:
+            raise ValueError(f"Expected `patch_size` to have 3 numbers, one per spatial axis, but got {list(self.patch_size)}.")
+        for name in ("patch_size", "spacing"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != dims or min(values) <= 0):
+                raise ValueError(f"Expected `{name}` to have {dims} positive numbers, one per spatial axis, but got {list(values)}.")
+        for axis in self.augmentation.flip_axes:
+            check_choice("augmentation.flip_axes", axis, range(dims))
+        for name in ("image_channels", "samples_per_case", "subject_size", "batch_size", "epochs"):
+            check_positive(name, getattr(self, name))
+        for name in ("num_workers", "foreground_radius", "val_fraction", "test_fraction"):
+            check_non_negative(name, getattr(self, name))
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(f"Expected `val_fraction` + `test_fraction` below 1, but got {self.val_fraction} + {self.test_fraction}.")
+        if self.foreground_fraction is not None and not 0 <= self.foreground_fraction <= 1:
+            raise ValueError(f"Expected `foreground_fraction` in [0, 1] or null, but got {self.foreground_fraction}.")
+        if self.orientation is not None and not re.fullmatch(r"(?=.*[LR])(?=.*[AP])(?=.*[IS])[LRAPIS]{3}", self.orientation):
+            raise ValueError(f"Expected `orientation` to name each axis once, 'RAS' for example, but got {self.orientation!r}.")
+        for split in self.splits:
+            check_choice("splits", split, SPLITS)
+        if self.subject_pattern is not None:
+            _check_pattern(self.subject_pattern)
+        elif self.subject_size != 1:
+            raise ValueError("`subject_size` needs `subject_pattern`: a regular expression whose first group is the number in the case id.")
+
+    @property
+    def schema(self) -> LabelSchema:
+        """Names, numbers and colours of the classes."""
+        return LabelSchema(tuple(self.classes), self.ignore_index, self.background, tuple((c[0], c[1], c[2]) for c in self.palette))
+
+    @property
+    def spatial_dims(self) -> int:
+        return len(self.patch_size)
+
+
+def list_cards() -> list[str]:
+    """Names of the cards that densecal brings, sorted.
+
+    Example:
+        >>> list_cards()
+        ['mni152', 'task04_hippocampus']
+    """
+    return sorted(path.stem for path in cards_dir().glob("*.yaml"))
+
+
+def card_names() -> list[str]:
+    """What ``data=`` accepts: the names of the cards and their aliases, sorted."""
+    return sorted({*list_cards(), *_aliases()})
+
+
+def load_card(name: str | Path) -> DataCard:
+    """A card by name, by alias, or from a YAML file of one's own.
+
+    Args:
+        name: A name that :func:`card_names` lists, or a path that ends in ``.yaml`` or ``.yml``.
+
+    Raises:
+        ValueError: Unknown name (naming the nearest), or a key, type or value in the file that a card cannot have.
+        FileNotFoundError: If the path does not exist.
+
+    Example:
+        >>> load_card("hippocampus").name
+        'task04_hippocampus'
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        names = {card: card for card in list_cards()} | _aliases()
+        if str(name) not in names:
+            raise ValueError(
+                f"No data set card {str(name)!r}. {near_matches(str(name), names)} A card of your own is given as the path of its YAML file."
+            )
+        path = cards_dir() / f"{names[str(name)]}.yaml"
+    elif not path.is_file():
+        raise FileNotFoundError(f"No data set card {path}. datasets/README.md says how to write one.")
+    content = _read_yaml(path)
+    content.setdefault("name", path.stem)
+    return _build(OmegaConf.structured(DataCard), content, f"{path}: ")
+
+
+def override_card(card: DataCard, overrides: Mapping[str, Any] | Sequence[str]) -> DataCard:
+    """A copy of a card with other values.
+
+    Args:
+        card: The card to start from; it is not changed.
+        overrides: Nested mapping, or ``key=value`` strings as on the command line.
+
+    Raises:
+        ValueError: If a key does not exist (naming the nearest), or a value has the wrong type or range.
+
+    Example:
+        >>> override_card(load_card("hippocampus"), ["batch_size=8", "augmentation.rotate=30"]).augmentation.rotate
+        30.0
+    """
+    content = OmegaConf.from_dotlist(list(overrides)) if isinstance(overrides, Sequence) else dict(overrides)
+    return _build(OmegaConf.structured(card), content, "data.")
+
+
+def resolve_root(card: DataCard) -> Path:
+    """The folder of the data set: ``card.root``, else ``$DENSECAL_DATA/<folder>``.
+
+    A card that densecal prepares itself falls back to ``$XDG_CACHE_HOME/densecal/<folder>`` (``~/.cache`` where that is unset). Where the folder is missing,
+    such a card is prepared, and a card with ``download`` is downloaded.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, with the ways to give it.
+    """
+    data = os.environ.get("DENSECAL_DATA")
+    folder = card.folder or card.name
+    below = Path(data).expanduser() / folder if data else None
+    if card.root is not None:
+        root = Path(card.root).expanduser()
+    elif below is not None and (below.is_dir() or card.prepare is None):
+        root = below
+    elif card.prepare is not None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "densecal" / folder
+    else:
+        raise FileNotFoundError(f"Where is the data set {card.name}? {_ways(card)}")
+    if root.is_dir():
+        return root
+    if card.prepare is not None:
+        from densecal.data.prepare import prepare
+
+        prepare(card.prepare, root)
+    elif card.download:
+        from densecal.data.download import download
+
+        download(card, root)
+    else:
+        raise FileNotFoundError(f"No folder {root} for the data set {card.name}. {_ways(card)}")
+    return root
+
+
+def _ways(card: DataCard) -> str:
+    ways = "Give its folder as data.root=DIR, or set DENSECAL_DATA to the folder that holds " + (card.folder or card.name)
+    ways += ", or let data.download=true fetch it." if card.decathlon_task else "."
+    return f"{ways} {card.how_to_get}".rstrip()
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"`subject_pattern` {pattern!r} is not a regular expression: {error}.") from None
+    if groups < 1:
+        raise ValueError(f"Expected `subject_pattern` to have a group in parentheses that names the subject, but got {pattern!r}.")
+
+
+def _aliases() -> dict[str, str]:
+    return {str(alias): path.stem for path in sorted(cards_dir().glob("*.yaml")) for alias in _read_yaml(path).get("aliases") or []}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}{where}: not YAML ({getattr(error, 'problem', None) or error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected the keys of a data set card, but got {type(content).__name__}.")
+    return content
+
+
+def _build(base: Any, content: Any, prefix: str) -> DataCard:
+    """Merge values into a structured config; what the merge or the card refuses becomes one line."""
+    try:
+        card = OmegaConf.to_object(OmegaConf.merge(base, content))
+    except ConfigKeyError as error:
+        key = str(error.full_key or error.key)
+        parent, _, last = key.rpartition(".")
+        raise ValueError(f"{prefix}{key} is not a key of a data set card. {near_matches(last, _keys(parent))}") from None
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{prefix}{error.full_key} is missing.") from None
+    except OmegaConfBaseException as error:
+        reason = str(error.msg if getattr(error, "msg", None) else error).splitlines()[0]
+        raise ValueError(f"{prefix}{error.full_key}: expected {_type_of(str(error.full_key))}. {reason}.") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{prefix.removesuffix('data.')}{error}") from None
+    assert isinstance(card, DataCard)
+    return card
+
+
+def _keys(parent: str) -> list[str]:
+    owner = Augmentation if parent == "augmentation" else DataCard
+    return [f.name for f in fields(owner)]
+
+
+def _type_of(key: str) -> str:
+    parent, _, last = re.sub(r"\[.*", "", key).rpartition(".")
+    owner = Augmentation if parent == "augmentation" else DataCard
+    assert is_dataclass(owner)
+    types = {f.name: str(f.type) for f in fields(owner)}
+    return types.get(last) or types.get(parent) or "another value"

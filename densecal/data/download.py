@@ -1,0 +1,46 @@
+"""Fetch a task of the Medical Segmentation Decathlon, where there is internet."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from densecal.data.card import DataCard
+from densecal.registry import near_matches
+
+__all__ = ["download"]
+
+
+def download(card: DataCard, root: Path) -> None:
+    """Download ``card.decathlon_task`` with MONAI's downloader and put it at ``root``, whole or not at all.
+
+    Raises:
+        ValueError: If the card names no task, or one that MONAI does not know.
+        ConnectionError: If the download fails, with what to do instead.
+    """
+    from monai.apps import DecathlonDataset, download_and_extract
+
+    task = card.decathlon_task
+    if task is None:
+        raise ValueError(f"The data set {card.name} cannot be downloaded by densecal. {card.how_to_get}".rstrip())
+    if task not in DecathlonDataset.resource:
+        raise ValueError(f"No Decathlon task {task!r}. {near_matches(task, DecathlonDataset.resource)}")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        download_and_extract(
+            DecathlonDataset.resource[task],
+            filepath=partial / f"{task}.tar",
+            output_dir=partial,
+            hash_val=DecathlonDataset.md5[task],
+            hash_type="md5",
+        )
+        (partial / task).rename(root)
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"Could not download {task} from {DecathlonDataset.resource[task]} ({type(error).__name__}: {error}). "
+            f"Without internet, copy the folder from another machine and give it as data.root=DIR. {card.how_to_get}".rstrip()
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

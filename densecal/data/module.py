@@ -1,0 +1,129 @@
+"""A data set as Lightning takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+
+from densecal.data.card import SPLITS, DataCard, override_card, resolve_root
+from densecal.data.dataset import CaseDataset, EpochSampler, ShardSampler
+from densecal.data.layouts import Case, find_cases
+from densecal.data.split import split_cases
+from densecal.data.validate import DataProblems, find_problems
+
+__all__ = ["SegmentationData"]
+
+
+class SegmentationData(L.LightningDataModule):
+    """Find, check, split and load the data set of a card.
+
+    Batches are dictionaries of plain tensors: ``image`` float32 ``(N, C, *spatial)``; ``label`` int64 ``(N, 1, *spatial)``, or float32 ``(N, K, *spatial)`` for soft
+    labels; ``case_index`` int64 ``(N,)``, the position in ``splits[...]``; ``case_id``, a list of strings; ``spacing`` float32 ``(N, 3)``, in mm. Training batches
+    hold patches; the others one whole volume each, sharded over ranks without repeats.
+
+    All randomness follows from (seed, epoch, case id, draw), whatever the number of workers; see :mod:`densecal.data.dataset`.
+
+    Args:
+        card: The data set.
+        seed: Seed of order, patches and augmentation. The split has its own, ``card.split_seed``.
+        check: Read every file first. Under DDP the first process does so for all.
+        progress: Show progress bars while checking and loading.
+
+    Attributes:
+        card: The card.
+        schema: Names, numbers and colours of the classes.
+        root: Folder of the set.
+        splits: ``train``, ``val`` and ``test``, each a list of cases sorted by id. With ``card.test_root``, ``test`` is all of that set.
+
+    Raises:
+        DataProblems: If ``check`` finds any, before anything is written.
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the cases cannot be split as the card says.
+
+    Example:
+        >>> data = SegmentationData(load_card("hippocampus"), seed=0)  # doctest: +SKIP
+        >>> next(iter(data.train_dataloader()))["image"].shape  # doctest: +SKIP
+        torch.Size([4, 1, 48, 64, 48])
+    """
+
+    def __init__(self, card: DataCard, seed: int = 0, check: bool = True, progress: bool = True) -> None:
+        super().__init__()
+        self.card = card
+        self.seed = seed
+        self.progress = progress and rank_zero_only.rank == 0
+        self.schema = card.schema
+        # A rank without a case of its own has an empty loader; Lightning takes that for a mistake unless told.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+        self.root = resolve_root(card)
+        cases = find_cases(self.root, card)
+        foreign: list[Case] | None = None
+        if card.test_root is not None:
+            test_root = resolve_root(override_card(card, {"root": card.test_root, "download": False, "prepare": None}))
+            if test_root.resolve() == self.root.resolve():
+                raise ValueError(
+                    f"Expected `data.test_root` to be another data set than `data.root`, but both are {self.root}; it would test on training cases."
+                )
+            foreign = find_cases(test_root, card)
+        if check and rank_zero_only.rank == 0:
+            problems = find_problems(cases, card, self.progress, root=self.root)
+            if foreign is not None:
+                problems += find_problems(foreign, card, self.progress, root=test_root)
+            if problems:
+                raise DataProblems(problems)
+        if not cases or foreign == []:
+            raise DataProblems(find_problems([], card, root=self.root if not cases else test_root))
+        self.splits = split_cases(cases, card)
+        if foreign is not None:
+            self.splits["test"] = foreign
+        self._datasets: dict[str, CaseDataset] = {}
+
+    def dataset(self, split: str) -> CaseDataset:
+        """The split as a torch data set, loaded into memory if the card says so."""
+        if split not in self._datasets:
+            if split not in SPLITS:
+                raise ValueError(f"Expected `split` to be one of {SPLITS}, but got {split!r}.")
+            self._datasets[split] = CaseDataset(self.splits[split], self.card, train=split == "train")
+            if self.card.cache:
+                self._datasets[split].fill_cache(self.progress)
+        return self._datasets[split]
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        dataset = self.dataset("train")
+        rank, world_size = self._place()
+        ids = [case.id for case in dataset.cases]
+        sampler = EpochSampler(ids, samples_per_case=self.card.samples_per_case, seed=self.seed, rank=rank, world_size=world_size)
+        return self._loader(dataset, sampler, self.card.batch_size, self.card.num_workers)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._whole_volumes("val")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._whole_volumes("test")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._whole_volumes("test")
+
+    def _whole_volumes(self, split: str) -> DataLoader[dict[str, Any]]:
+        dataset = self.dataset(split)
+        rank, world_size = self._place()
+        # Cached volumes are ready as they are; sending them through a worker would only copy them.
+        return self._loader(dataset, ShardSampler(len(dataset), rank=rank, world_size=world_size), 1, 0 if self.card.cache else self.card.num_workers)
+
+    def _loader(self, dataset: CaseDataset, sampler: EpochSampler | ShardSampler, batch_size: int, workers: int) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each epoch would take a number from the global generator
+        )
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

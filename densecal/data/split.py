@@ -1,0 +1,65 @@
+"""Who is trained on and who is tested on: by subject, the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from densecal.data.card import SPLITS, DataCard
+from densecal.data.layouts import Case
+from densecal.registry import near_matches
+from densecal.seeds import derive_seed
+
+__all__ = ["split_cases"]
+
+
+def split_cases(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
+    """Divide cases into ``train``, ``val`` and ``test``; nobody's volumes are on two sides.
+
+    Subjects are ordered by a hash of ``(split_seed, subject)`` and cut at the card's fractions. The split therefore depends on neither the training seed nor the
+    order of the files, and a subject that is added later moves at most a few others across a cut. A fraction above 0 gives at least one subject.
+
+    Args:
+        cases: All cases of the set.
+        card: Fractions and ``split_seed``, or explicit case ids in ``splits``.
+
+    Returns:
+        The three lists, each sorted by case id.
+
+    Raises:
+        ValueError: If there are too few subjects, or an explicit split names an unknown case, repeats one or cuts through a subject.
+    """
+    split = _explicit(cases, card) if card.splits else _drawn(cases, card)
+    return {name: sorted(split[name], key=lambda case: case.id) for name in SPLITS}
+
+
+def _drawn(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
+    subjects = sorted({case.subject for case in cases}, key=lambda subject: (derive_seed(card.split_seed, "split", subject), subject))
+    sizes = {
+        name: max(1, round(fraction * len(subjects))) if fraction else 0
+        for name, fraction in (("test", card.test_fraction), ("val", card.val_fraction))
+    }
+    if sum(sizes.values()) >= len(subjects):
+        raise ValueError(f"Expected at least {sum(sizes.values()) + 1} subjects to split, but the data set {card.name} has {len(subjects)}.")
+    chosen = {subject: "test" if rank < sizes["test"] else "val" if rank < sum(sizes.values()) else "train" for rank, subject in enumerate(subjects)}
+    return {name: [case for case in cases if chosen[case.subject] == name] for name in SPLITS}
+
+
+def _explicit(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
+    known = {case.id: case for case in cases}
+    side: dict[str, str] = {}
+    subject_side: dict[str, str] = {}
+    for name, ids in card.splits.items():
+        for case_id in ids:
+            if case_id not in known:
+                raise ValueError(
+                    f"`splits.{name}` of the card {card.name} names the case {case_id!r}, which the data set does not have. {near_matches(case_id, known)}"
+                )
+            if case_id in side:
+                raise ValueError(f"The case {case_id!r} is listed twice, in `splits.{side[case_id]}` and `splits.{name}` of the card {card.name}.")
+            subject = known[case_id].subject
+            if subject_side.setdefault(subject, name) != name:
+                raise ValueError(f"Subject {subject!r} is in `splits.{subject_side[subject]}` and `splits.{name}` of the card {card.name}.")
+            side[case_id] = name
+    if "train" not in side.values():
+        raise ValueError(f"Expected `splits.train` of the card {card.name} to list at least one case.")
+    return {name: [case for case in cases if side.get(case.id) == name] for name in SPLITS}

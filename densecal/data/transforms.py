@@ -1,0 +1,299 @@
+"""From files to network inputs, as MONAI dictionary transforms.
+
+``prepare_transforms`` is what never changes about a case and may be cached; ``train_transforms`` draws a patch from its result and varies it;
+``eval_transforms`` gives whole volumes. In between a label is stored compactly: class ``c`` as ``c + 1``, and 0 where there is none, so that whatever pads with zeros
+pads with "no label". Soft labels are floats from end to end, with zeros in every class where there is no label.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    Affine,
+    ClipIntensityPercentilesd,
+    Compose,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    Invertd,
+    LoadImaged,
+    MapTransform,
+    NormalizeIntensityd,
+    Orientationd,
+    RandAdjustContrastd,
+    RandBiasFieldd,
+    RandFlipd,
+    RandGaussianNoised,
+    Randomizable,
+    Spacingd,
+    Transform,
+)
+from torch import Tensor
+
+from densecal.checks import plain
+from densecal.data.card import DataCard
+
+__all__ = ["eval_transforms", "load_image", "prepare_transforms", "restore", "train_transforms"]
+
+_FOREGROUND_VOXELS = 10_000
+"""Foreground voxels remembered per case as patch centres, evenly over the structure, as nnU-Net does."""
+
+
+def eval_transforms(card: DataCard, *, label: bool = True) -> Compose:
+    """Whole volumes: load, normalise, and turn and resample where the card says so.
+
+    Args:
+        card: Preprocessing of the data set.
+        label: Whether items have a label. Without, ``{"image": path}`` is enough.
+
+    Returns:
+        Transform from ``{"image": path or paths, "label": path}`` to ``image`` float32 ``(C, X, Y, Z)``, a MetaTensor that knows its affine and the steps taken, and
+        ``label`` int64 ``(1, X, Y, Z)`` or soft float32 ``(K, X, Y, Z)``.
+    """
+    return Compose([prepare_transforms(card, label=label), *([DecodeLabeld(card)] if label else [])]).flatten()
+
+
+def load_image(path: Path | str, card: DataCard) -> tuple[MetaTensor, Compose]:
+    """An image file without a label, as the network takes it.
+
+    Returns:
+        The image, float32 ``(C, X, Y, Z)``, and the transform that made it, for :func:`restore`.
+    """
+    transform = eval_transforms(card, label=False)
+    return transform({"image": [str(path)]})["image"], transform
+
+
+def restore(probabilities: Tensor, image: MetaTensor, transform: Compose) -> Tensor:
+    """Bring a prediction back to the grid of the file: undo resampling (linearly) and turning.
+
+    Args:
+        probabilities: Prediction on the grid of ``image``, ``(K, X, Y, Z)``.
+        image: Output of ``transform``.
+        transform: The transform of :func:`eval_transforms` that made ``image``.
+
+    Returns:
+        Probabilities ``(K, X0, Y0, Z0)`` on the grid of the file, whose affine is ``image.meta["original_affine"]``.
+    """
+    prediction = MetaTensor(plain(probabilities).float(), affine=image.affine, meta=dict(image.meta))
+    invert = Invertd(keys="prediction", transform=transform, orig_keys="image", nearest_interp=False, to_tensor=True)
+    return plain(invert({"prediction": prediction, "image": image})["prediction"])
+
+
+def prepare_transforms(card: DataCard, *, label: bool = True) -> Compose:
+    """The part without randomness: ``image`` float32 ``(C, X, Y, Z)``, ``label`` uint8 ``(1, X, Y, Z)`` holding class + 1, or soft float32 ``(K, X, Y, Z)``."""
+    keys = ["image", "label"] if label else ["image"]
+    modes = ["bilinear", "bilinear" if card.soft_labels else "nearest"][: len(keys)]
+    steps: list[Transform] = [
+        LoadImaged(keys, reader="NibabelReader", dtype=np.float32),
+        EnsureChannelFirstd(keys),
+        EnsureTyped(keys, dtype=torch.float32),
+    ]
+    if card.normalisation == "percentile":
+        steps.append(ClipIntensityPercentilesd("image", lower=0.5, upper=99.5, channel_wise=True))
+    if card.normalisation != "none":
+        steps.append(NormalizeIntensityd("image", nonzero=card.normalisation == "zscore_nonzero", channel_wise=True))
+    if label:
+        steps.append(SameGridd())
+    if card.orientation is not None:
+        steps.append(Orientationd(keys, axcodes=card.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))))
+    if card.spacing is not None:
+        steps.append(Spacingd(keys, pixdim=card.spacing, mode=modes, padding_mode="border"))
+    if label:
+        steps.append(EncodeLabeld(card))
+    return Compose(steps)
+
+
+def train_transforms(card: DataCard) -> Compose:
+    """One training patch from the result of ``prepare_transforms``.
+
+    Intensities are varied before the patch is padded, so padding is always 0 in the image and "no label" in the label.
+
+    Returns:
+        Transform to ``image`` float32 ``(C, *patch_size)`` and ``label`` int64 ``(1, *patch_size)`` or soft float32 ``(K, *patch_size)``. Its draws follow from
+        ``set_random_state(seed)`` alone.
+    """
+    a = card.augmentation
+    steps: list[Transform] = [RandCropd(card)]
+    if card.augment:
+        if a.bias_probability and a.bias:
+            steps.append(RandBiasFieldd("image", prob=a.bias_probability, degree=3, coeff_range=(-a.bias, a.bias)))
+        if a.contrast_probability:
+            steps.append(RandAdjustContrastd("image", prob=a.contrast_probability, gamma=(a.contrast[0], a.contrast[1]), retain_stats=True))
+        if a.noise_probability and a.noise:
+            steps.append(RandGaussianNoised("image", prob=a.noise_probability, std=a.noise, sample_std=True))
+    steps.append(RandFitd(card))
+    if card.augment:
+        steps += [RandFlipd(["image", "label"], prob=0.5, spatial_axis=axis) for axis in a.flip_axes]
+    return Compose([*steps, DecodeLabeld(card)])
+
+
+class SameGridd(MapTransform):
+    """Give the label the affine of the image, so that both are resampled alike; validation allows a tenth of a voxel between them."""
+
+    def __init__(self) -> None:
+        super().__init__("label")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        if item["label"].shape[1:] != item["image"].shape[1:]:
+            raise ValueError(f"the label has the shape {tuple(item['label'].shape[1:])}, but the image has {tuple(item['image'].shape[1:])}")
+        item["label"].affine = item["image"].affine
+        return item
+
+
+class EncodeLabeld(MapTransform):
+    """Label values as stored -> class + 1, 0 for none, as uint8 (int16 for 255 classes and more). Soft labels stay floats."""
+
+    def __init__(self, card: DataCard) -> None:
+        super().__init__("label")
+        self.classes, self.ignore_index, self.soft = len(card.classes), card.ignore_index, card.soft_labels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        label = plain(item["label"])
+        if self.soft:
+            if label.shape[0] != self.classes:
+                raise ValueError(f"the soft label has {label.shape[0]} channels, but the card has {self.classes} classes")
+            item["label"] = label
+            return item
+        label = label.round()
+        code = torch.where(label == self.ignore_index, 0, label + 1)
+        if code.min() < 0 or code.max() > self.classes or bool((label == -1).any()) and self.ignore_index != -1:
+            raise ValueError(f"the label has values outside the card's classes 0 to {self.classes - 1}")
+        item["label"] = code.to(torch.uint8 if self.classes < 255 else torch.int16)
+        return item
+
+
+class DecodeLabeld(MapTransform):
+    """Class + 1 -> class, 0 -> ``ignore_index``, int64. Soft labels are divided by their sum, which interpolation at the border has lowered, or set to 0 below 1/2."""
+
+    def __init__(self, card: DataCard) -> None:
+        super().__init__("label")
+        self.ignore_index, self.soft = card.ignore_index, card.soft_labels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        label = plain(item["label"])
+        if self.soft:
+            total = label.sum(dim=0, keepdim=True)
+            item["label"] = torch.where(total > 0.5, label / total.clamp(min=0.5), 0.0)
+        else:
+            code = label.round().long()
+            item["label"] = torch.where(code == 0, self.ignore_index, code - 1)
+        return item
+
+
+class ForegroundVoxelsd(MapTransform):
+    """Add ``foreground``, int32 ``(V, 3)``: voxels whose (most likely) class is not the background, at most 10,000 of them, evenly spaced in memory order."""
+
+    def __init__(self, card: DataCard) -> None:
+        super().__init__("label")
+        self.background, self.soft = card.background, card.soft_labels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        label = plain(item["label"])
+        code = torch.where(label.sum(0) > 0.5, label.argmax(0) + 1, 0) if self.soft else label[0]
+        mask = code > 0
+        if self.background is not None:
+            mask &= code != self.background + 1
+        flat = torch.nonzero(mask.flatten())[:, 0]
+        if len(flat) > _FOREGROUND_VOXELS:
+            flat = flat[torch.linspace(0, len(flat) - 1, _FOREGROUND_VOXELS, dtype=torch.float64).long()]
+        item["foreground"] = torch.stack(torch.unravel_index(flat, mask.shape), dim=1).int()
+        return item
+
+
+class RandCropd(MapTransform, Randomizable):
+    """Cut out the neighbourhood of a patch, as far as the volume reaches, with the margin that rotating it may need.
+
+    Adds ``pad``: what is missing before and after along each axis. Where the volume is larger than the patch the patch lies inside it, else it is centred.
+    """
+
+    def __init__(self, card: DataCard) -> None:
+        super().__init__(["image", "label"])
+        self.patch, self.fraction = tuple(card.patch_size), card.foreground_fraction
+        self.margin = _margin(card)
+        self.start: tuple[int, ...] = (0, 0, 0)
+
+    def randomize(self, data: Mapping[Hashable, Any]) -> None:
+        shape = data["image"].shape[1:]
+        centre = tuple(n // 2 for n in shape)
+        if self.fraction is not None:
+            foreground = data["foreground"]
+            near, voxel = self.R.random_sample() < self.fraction, self.R.random_sample()
+            anywhere = tuple(int(self.R.randint(n)) for n in shape)
+            centre = tuple(foreground[int(voxel * len(foreground))].tolist()) if near and len(foreground) else anywhere
+        self.start = tuple(
+            min(max(c - p // 2, 0), n - p) if n >= p and self.fraction is not None else (n - p) // 2
+            for c, p, n in zip(centre, self.patch, shape, strict=True)
+        )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        self.randomize(item)
+        shape = item["image"].shape[1:]
+        low = [s - m for s, m in zip(self.start, self.margin, strict=True)]
+        high = [s + p + m for s, p, m in zip(self.start, self.patch, self.margin, strict=True)]
+        window = tuple(slice(max(a, 0), min(b, n)) for a, b, n in zip(low, high, shape, strict=True))
+        for key in self.keys:
+            item[key] = item[key][(slice(None), *window)]
+        item["pad"] = [(max(-a, 0), max(b - n, 0)) for a, b, n in zip(low, high, shape, strict=True)]
+        return item
+
+
+class RandFitd(MapTransform, Randomizable):
+    """Pad what :class:`RandCropd` cut out and bring it to the patch size, sometimes rotated and scaled about its centre (in voxels)."""
+
+    def __init__(self, card: DataCard) -> None:
+        super().__init__(["image", "label"])
+        self.patch, self.margin = tuple(card.patch_size), _margin(card)
+        self.modes = {"image": "bilinear", "label": "bilinear" if card.soft_labels else "nearest"}
+        self.probability = card.augmentation.affine_probability if card.augment else 0.0
+        self.angle, self.scale = math.radians(card.augmentation.rotate), card.augmentation.scale
+        self.affine: tuple[list[float], list[float]] | None = None
+
+    def randomize(self, data: Any = None) -> None:
+        self.affine = None
+        if self.R.random_sample() < self.probability:
+            self.affine = (self.R.uniform(-self.angle, self.angle, 3).tolist(), (1 + self.R.uniform(-self.scale, self.scale, 3)).tolist())
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        self.randomize()
+        pad = [n for before_after in reversed(item.pop("pad")) for n in before_after]  # torch counts axes from the last
+        centre = tuple(slice(m, m + p) for m, p in zip(self.margin, self.patch, strict=True))
+        for key in self.keys:
+            padded = torch.nn.functional.pad(plain(item[key]), pad)
+            if self.affine is None:
+                item[key] = padded[(slice(None), *centre)]
+            else:
+                rotate, scale = self.affine
+                turn = Affine(
+                    rotate_params=rotate, scale_params=scale, spatial_size=self.patch, mode=self.modes[key], padding_mode="zeros", image_only=True
+                )
+                item[key] = plain(turn(padded.float()))
+        return item
+
+
+def _margin(card: DataCard) -> tuple[int, ...]:
+    """Voxels beyond the patch on each side that the strongest rotation and scaling may reach."""
+    a = card.augmentation
+    if not card.augment or not a.affine_probability:
+        return (0,) * card.spatial_dims
+    half = np.array(card.patch_size) / 2
+    reach = half.copy()
+    for angles in itertools.product((-1, 0, 1), repeat=3):
+        x, y, z = (np.deg2rad(a.rotate) * s for s in angles)
+        about_x = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
+        about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
+        about_z = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
+        reach = np.maximum(reach, np.abs(about_x @ about_y @ about_z) @ half)
+    return tuple(int(n) for n in np.ceil(reach * (1 + a.scale) - half))
