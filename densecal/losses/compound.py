@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +72,7 @@ class CompoundLoss(nn.Module):
                             f"Expected one label to ignore, but the target ignores {module.ignore_index} and the loss {ignore_index}. Give it to one of them."
                         )
                     module.ignore_index = ignore_index
-        needs = [name for part in (target, *self.parts.values()) for name in part.needs]
-        self.needs: tuple[str, ...] = tuple(dict.fromkeys(needs))
+        self.needs: tuple[str, ...] = tuple(dict.fromkeys(name for part in self._members() for name in part.needs))
 
     @property
     def ignore_index(self) -> int:
@@ -90,7 +89,7 @@ class CompoundLoss(nn.Module):
         soft_target = self.target(label, logits.shape[1], spatial_dims=spatial_dims, dtype=dtype, context=_only(context, self.target.needs))
         # Whatever stands at an ignored pixel, inf and NaN included, reaches neither a value nor a gradient. Below single precision exp and sums fail.
         logits = torch.where(soft_target.valid.unsqueeze(1), logits, 0.0).to(dtype)
-        return {name: term(logits, soft_target, context=_only(context, term.needs)) for name, term in self.parts.items()}
+        return {name: term(logits, soft_target, context=_only(context, term.needs)) for name, term in self._terms()}
 
     def forward(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> Tensor:
         """The loss.
@@ -118,19 +117,25 @@ class CompoundLoss(nn.Module):
 
     def on_epoch(self, epoch: int, max_epochs: int) -> None:
         """Tell target and terms that epoch ``epoch`` of ``max_epochs`` begins, counted from 0."""
-        for part in (self.target, *self.parts.values()):
+        for part in self._members():
             part.on_epoch(epoch, max_epochs)
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Tell target and terms the numbers of a validation."""
-        for part in (self.target, *self.parts.values()):
+        for part in self._members():
             part.on_validation(stats)
+
+    def _terms(self) -> Iterable[tuple[str, Term]]:
+        return cast("Iterable[tuple[str, Term]]", self.parts.items())
+
+    def _members(self) -> list[Target | Term]:
+        return [self.target, *(term for _, term in self._terms())]
 
     def _checked(self, context: Mapping[str, Any] | None) -> dict[str, Any]:
         given = {name: plain(value) if isinstance(value, Tensor) else value for name, value in (context or {}).items() if name in self.needs}
         for name in self.needs:
             if name not in given:
-                users = [type(part).__name__ for part in (self.target, *self.parts.values()) if name in part.needs]
+                users = [type(part).__name__ for part in self._members() if name in part.needs]
                 raise ValueError(
                     f"Expected the side input {name!r}, which {' and '.join(users)} needs, but got {sorted(context or {})}. "
                     f"Call the loss with context={{{name!r}: ...}}."

@@ -10,6 +10,7 @@ precision), on any device, and ``torch.compile`` fuses them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,13 +40,15 @@ class Kernel:
         taps: Per axis, the weights from one end of the window to the other, the centre in the middle and equal to 1. A weight is a number or, where
             the images of a batch differ in voxel spacing, a tensor of shape ``(N,)``.
         half_centre: Replace the centre by the sum of all other weights, so that it holds one half (SVLS).
-        side_taps: For ``half_centre``, the weights beside the centre (whose own entry is 0) times a common factor that keeps a narrow Gaussian's
-            from vanishing in single precision.
+        side_taps: For ``half_centre``, the weights beside the centre (whose own entry is 0) in units of ``side_unit``, which keeps those of a narrow
+            Gaussian from vanishing in single precision.
+        side_unit: The largest weight beside the centre.
     """
 
     taps: tuple[tuple[Weight, ...], ...]
     half_centre: bool = False
     side_taps: tuple[tuple[Weight, ...], ...] = ()
+    side_unit: Weight = 1.0
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -66,7 +69,9 @@ class Kernel:
     def _beside_centre(self, values: Tensor, border: Literal["replicate", "zeros"]) -> tuple[Tensor | None, Any]:
         # With centre weight 1 on every axis: all weights so far = full, all but the central one = beside. One more axis with weights n beside its
         # centre gives beside' = n * full + beside and full' = full + n * full. Nothing is subtracted, so a narrow Gaussian loses no digits.
-        beside, total, full_total = None, 0.0, 1.0
+        beside: Tensor | None = None
+        total: Any = 0.0
+        full_total: Any = 1.0
         full = values
         last = max((axis for axis, weights in enumerate(self.taps) if len(weights) > 1), default=-1)
         for axis, (weights, side) in enumerate(zip(self.taps, self.side_taps, strict=True)):
@@ -76,9 +81,7 @@ class Kernel:
             beside = new if beside is None else beside + new
             total = total + sum(side) * full_total
             if axis < last:
-                # Side weights are the true ones times a common factor: undo it with the ratio at the tap next to the centre.
-                shrink = weights[len(weights) // 2 - 1] / side[len(side) // 2 - 1]
-                full = full + new * _broadcast(shrink, values)
+                full = full + new * _broadcast(self.side_unit, values)
                 full_total = full_total * sum(weights)
         return beside, total
 
@@ -91,7 +94,7 @@ class Kernel:
         """
         batch = max((w.shape[0] for axis in self.taps for w in axis if isinstance(w, Tensor)), default=0)
         impulse = torch.zeros(batch or 1, 1, *self.size, dtype=torch.float64)
-        impulse[(..., *(side // 2 for side in self.size))] = 1.0
+        impulse.view(impulse.shape[0], -1)[:, math.prod(self.size) // 2] = 1.0
         # The stencil is symmetric, so its response to an impulse is the stencil itself.
         response = self.convolve(impulse, border="zeros")[:, 0]
         return response if batch else response[0]
@@ -156,14 +159,11 @@ def svls_kernel(
         tensor([0.0456, 0.2044, 0.5000, 0.2044, 0.0456], dtype=torch.float64)
     """
     exponents = _exponents(kernel_size, sigma, spatial_dims, spacing)
-    nearest: Weight | None = None
-    for axis in exponents:
-        if len(axis) > 1:
-            e = axis[len(axis) // 2 - 1]
-            nearest = e if nearest is None else _maximum(nearest, e)
+    beside = [axis[len(axis) // 2 - 1] for axis in exponents if len(axis) > 1] or [0.0]
+    nearest = functools.reduce(_maximum, beside)
     taps = tuple(tuple(_exp(e) for e in axis) for axis in exponents)
     side = tuple(tuple(0.0 if i == len(axis) // 2 else _exp(e - nearest) for i, e in enumerate(axis)) for axis in exponents)
-    return Kernel(taps, half_centre=True, side_taps=side)
+    return Kernel(taps, half_centre=True, side_taps=side, side_unit=_exp(nearest))
 
 
 def normalized_convolution(shares: Tensor, valid: Tensor, kernel: Kernel, *, border: Border = "replicate") -> Tensor:

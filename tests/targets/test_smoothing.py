@@ -1,0 +1,105 @@
+"""Label smoothing, SVLS and neighbour proportions: arithmetic, loops and identities."""
+
+import pytest
+import reference
+import torch
+from cases import each_dimension, make_case
+
+from densecal.registry import TARGETS
+from densecal.targets import (
+    LabelSmoothingTarget,
+    NeighbourProportionsTarget,
+    SVLSTarget,
+    label_smoothing_target,
+    neighbour_proportions_target,
+    one_hot_target,
+    svls_target,
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, [0.925, 0.025, 0.025, 0.025]), ({"spread": "others"}, [0.9, 0.1 / 3, 0.1 / 3, 0.1 / 3]), ({"smoothing": 0.0}, [1.0, 0.0, 0.0, 0.0])],
+    ids=["all", "others", "none"],
+)
+def test_label_smoothing_by_hand(options, expected):
+    probs = label_smoothing_target(torch.tensor([[0]]), 4, **options).probs[0, :, 0]
+    torch.testing.assert_close(probs, torch.tensor(expected))
+
+
+def test_label_smoothing_under_sigmoid_has_two_outcomes():
+    probs = label_smoothing_target(torch.tensor([[[1, 0]]]), 1, smoothing=0.2, activation="sigmoid").probs
+    torch.testing.assert_close(probs, torch.tensor([[[0.9, 0.1]]]))
+
+
+@each_dimension
+@pytest.mark.parametrize("soft", [False, True], ids=["map", "soft"])
+def test_svls_matches_the_loops(spatial, soft):
+    case = make_case(spatial)
+    label, dims = (case.soft_labels if soft else case.label_map), len(spatial)
+    plain = one_hot_target(label, 3, spatial_dims=dims, dtype=torch.float64)
+    expected = reference.neighbourhood(plain.one_hot, plain.valid, reference.window("svls", [3] * dims, [1.3] * dims), "replicate")
+    torch.testing.assert_close(svls_target(label, 3, sigma=1.3, spatial_dims=dims, dtype=torch.float64).probs, expected)
+
+
+def test_svls_is_linear_so_the_mean_of_raters_commutes_with_it():
+    raters = torch.randint(0, 3, (4, 1, 6, 6))
+    one_by_one = torch.stack([svls_target(r, 3, dtype=torch.float64).probs for r in raters]).mean(0)
+    mean = torch.stack([one_hot_target(r, 3, dtype=torch.float64).probs for r in raters]).mean(0)
+    torch.testing.assert_close(svls_target(mean, 3, dtype=torch.float64).probs, one_by_one)
+
+
+@pytest.mark.parametrize("name", [n for n in TARGETS.list() if n in ("one_hot", "label_smoothing", "svls", "neighbour_proportions")])
+@pytest.mark.parametrize("spatial", [(9,), (5, 7), (3, 4, 5)], ids=["1d", "2d", "3d"])
+def test_targets_sum_to_one_where_valid_and_zero_elsewhere(name, spatial):
+    case = make_case(spatial)
+    target = TARGETS.create(name)(case.label_map, 3, spatial_dims=len(spatial))
+    torch.testing.assert_close(target.probs.sum(1), case.valid.float())
+    assert not target.probs.movedim(1, -1)[~case.valid].any()
+
+
+def test_ignored_neighbours_raise_the_centre_share():
+    # One dimension, one of two neighbours ignored: (1/2) / (1/2 + 1/4) of the centre's class.
+    probs = svls_target(torch.tensor([[-100, 0, 1]]), 2, border="renormalize").probs
+    torch.testing.assert_close(probs[0, :, 1], torch.tensor([2 / 3, 1 / 3]))
+
+
+def test_svls_proportions_equal_the_svls_target():
+    label_map = torch.randint(0, 3, (2, 6, 7))
+    svls, share = svls_target(label_map, 3, sigma=2.0), neighbour_proportions_target(label_map, 3, kernel="svls", sigma=2.0)
+    assert torch.equal(svls.probs, share.probs)
+
+
+def test_window_of_one_changes_nothing():
+    case = make_case((5, 7))
+    plain = one_hot_target(case.label_map, 3).probs
+    for probs in (svls_target(case.label_map, 3, kernel_size=1).probs, neighbour_proportions_target(case.label_map, 3, kernel_size=1).probs):
+        assert torch.equal(probs, plain)
+
+
+def test_millimetres_need_spacing_and_follow_it():
+    label_map = torch.randint(0, 2, (2, 6, 7))
+    target = SVLSTarget(unit="mm", sigma=1.0)
+    assert target.needs == ("spacing",)
+    assert SVLSTarget().needs == ()
+    probs = target(label_map, 2, context={"spacing": torch.tensor([[2.0, 0.5], [2.0, 0.5]])}).probs
+    torch.testing.assert_close(probs, svls_target(label_map, 2, sigma=(0.5, 2.0)).probs)
+    with pytest.raises(ValueError, match="Expected the side input 'spacing' for unit='mm'"):
+        target(label_map, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LabelSmoothingTarget(smoothing=1.5), r"Expected `smoothing` in \[0, 1\], but got 1.5"),
+        (lambda: LabelSmoothingTarget(spread="some"), "Expected `spread` to be one of"),
+        (lambda: SVLSTarget(kernel_size=4), "Expected `kernel_size` to be odd"),
+        (lambda: SVLSTarget(sigma=-1.0), "Expected `sigma` to be greater than 0"),
+        (lambda: SVLSTarget(unit="cm"), "Expected `unit` to be one of"),
+        (lambda: SVLSTarget(border="wrap"), "Expected `border` to be one of"),
+        (lambda: NeighbourProportionsTarget(kernel="box"), "Expected `kernel` to be one of"),
+    ],
+)
+def test_options_are_checked_when_built(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
