@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from densecal.data.card import DataCard
+from densecal.data.prepare import build_once
 from densecal.registry import near_matches
 
 __all__ = ["download"]
 
 
 def download(card: DataCard, root: Path) -> None:
-    """Download ``card.decathlon_task`` with MONAI's downloader and put it at ``root``, whole or not at all.
+    """Download ``card.decathlon_task`` with MONAI's downloader and put it at ``root``.
 
     Raises:
         ValueError: If the card names no task, or one that MONAI does not know.
@@ -26,21 +25,16 @@ def download(card: DataCard, root: Path) -> None:
         raise ValueError(f"The data set {card.name} cannot be downloaded by densecal. {card.how_to_get}".rstrip())
     if task not in DecathlonDataset.resource:
         raise ValueError(f"No Decathlon task {task!r}. {near_matches(task, DecathlonDataset.resource)}")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        download_and_extract(
-            DecathlonDataset.resource[task],
-            filepath=partial / f"{task}.tar",
-            output_dir=partial,
-            hash_val=DecathlonDataset.md5[task],
-            hash_type="md5",
-        )
-        (partial / task).rename(root)
-    except (OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"Could not download {task} from {DecathlonDataset.resource[task]} ({type(error).__name__}: {error}). "
-            f"Without internet, copy the folder from another machine and give it as data.root=DIR. {card.how_to_get}".rstrip()
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    url, md5 = DecathlonDataset.resource[task], DecathlonDataset.md5[task]
+
+    def build(folder: Path) -> Path:
+        try:
+            download_and_extract(url, filepath=folder / f"{task}.tar", output_dir=folder, hash_val=md5, hash_type="md5")
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(
+                f"Could not download {task} from {url} ({type(error).__name__}: {error}). "
+                f"Without internet, copy the folder from another machine and give it as data.root=DIR. {card.how_to_get}".rstrip()
+            ) from error
+        return folder / task
+
+    build_once(root, build)

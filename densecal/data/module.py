@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from densecal.data.card import SPLITS, DataCard, override_card, resolve_root
@@ -54,33 +55,30 @@ class SegmentationData(L.LightningDataModule):
         super().__init__()
         self.card = card
         self.seed = seed
-        self.progress = progress and rank_zero_only.rank == 0
+        first = getattr(rank_zero_only, "rank", None) in (0, None)
+        self.progress = progress and first
         self.schema = card.schema
         # A rank without a case of its own has an empty loader; Lightning takes that for a mistake unless told.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
         self.root = resolve_root(card)
-        cases = find_cases(self.root, card)
-        foreign: list[Case] | None = None
+        cases = self._find(self.root, check and first)
+        self.splits = split_cases(cases, card)
         if card.test_root is not None:
             test_root = resolve_root(override_card(card, {"root": card.test_root, "download": False, "prepare": None}))
             if test_root.resolve() == self.root.resolve():
                 raise ValueError(
-                    f"Expected `data.test_root` to be another data set than `data.root`, but both are {self.root}; it would test on training cases."
+                    f"Expected `data.test_root` to be another data set than `data.root`, but both are {self.root}: training cases would be tested on."
                 )
-            foreign = find_cases(test_root, card)
-        if check and rank_zero_only.rank == 0:
-            problems = find_problems(cases, card, self.progress, root=self.root)
-            if foreign is not None:
-                problems += find_problems(foreign, card, self.progress, root=test_root)
-            if problems:
-                raise DataProblems(problems)
-        if not cases or foreign == []:
-            raise DataProblems(find_problems([], card, root=self.root if not cases else test_root))
-        self.splits = split_cases(cases, card)
-        if foreign is not None:
-            self.splits["test"] = foreign
+            self.splits["test"] = self._find(test_root, check and first)
         self._datasets: dict[str, CaseDataset] = {}
+
+    def _find(self, root: Path, check: bool) -> list[Case]:
+        cases = find_cases(root, self.card)
+        problems = find_problems(cases, self.card, self.progress, root) if check or not cases else []
+        if problems:
+            raise DataProblems(problems)
+        return cases
 
     def dataset(self, split: str) -> CaseDataset:
         """The split as a torch data set, loaded into memory if the card says so."""

@@ -164,10 +164,10 @@ class EncodeLabeld(MapTransform):
             item["label"] = label
             return item
         label = label.round()
-        code = torch.where(label == self.ignore_index, 0, label + 1)
-        if code.min() < 0 or code.max() > self.classes or bool((label == -1).any()) and self.ignore_index != -1:
+        ignored = label == self.ignore_index
+        if bool((~ignored & ((label < 0) | (label >= self.classes))).any()):
             raise ValueError(f"the label has values outside the card's classes 0 to {self.classes - 1}")
-        item["label"] = code.to(torch.uint8 if self.classes < 255 else torch.int16)
+        item["label"] = torch.where(ignored, 0, label + 1).to(torch.uint8 if self.classes < 255 else torch.int16)
         return item
 
 
@@ -255,7 +255,7 @@ class RandFitd(MapTransform, Randomizable):
     def __init__(self, card: DataCard) -> None:
         super().__init__(["image", "label"])
         self.patch, self.margin = tuple(card.patch_size), _margin(card)
-        self.modes = {"image": "bilinear", "label": "bilinear" if card.soft_labels else "nearest"}
+        self.modes: dict[Hashable, str] = {"image": "bilinear", "label": "bilinear" if card.soft_labels else "nearest"}
         self.probability = card.augmentation.affine_probability if card.augment else 0.0
         self.angle, self.scale = math.radians(card.augmentation.rotate), card.augmentation.scale
         self.affine: tuple[list[float], list[float]] | None = None

@@ -108,11 +108,13 @@ class _BadFileError(Exception):
 
 def _inspect(case: Case, card: DataCard) -> CaseFacts:
     facts = CaseFacts(case.id)
-    images = []
+    images: list[Any] = []
     for path in case.image:
         try:
             image = _read(path)
             _check_image(image, card, channels=card.image_channels if len(case.image) == 1 else 1)
+            if images:
+                _check_same_grid(images[0], image, case.image[0].name)
             images.append(image)
         except _BadFileError as error:
             facts.problems.append(Problem(case.id, path, str(error)))
@@ -158,13 +160,13 @@ def _check_image(image: Any, card: DataCard, channels: int) -> None:
         raise _BadFileError(f"is empty: every voxel is {values.flat[0]:g}. Export it again, or leave the case out.")
 
 
-def _check_same_grid(image: Any, label: Any, image_name: str) -> None:
-    if image.shape[:3] != label.shape[:3]:
-        raise _BadFileError(f"has the shape {label.shape[:3]}, but {image_name} has {image.shape[:3]}. Resample the label onto the image's grid.")
-    if not np.isfinite(image.affine).all() or not np.isfinite(label.affine).all():
-        raise _BadFileError("its affine or that of the image has NaN or infinite entries. Copy a valid affine into both headers.")
+def _check_same_grid(image: Any, other: Any, image_name: str) -> None:
+    if image.shape[:3] != other.shape[:3]:
+        raise _BadFileError(f"has the shape {other.shape[:3]}, but {image_name} has {image.shape[:3]}. Resample one onto the grid of the other.")
+    if not np.isfinite(image.affine).all() or not np.isfinite(other.affine).all():
+        raise _BadFileError(f"its affine or that of {image_name} has NaN or infinite entries. Copy a valid affine into both headers.")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]], [1], indexing="ij"), dtype=float).reshape(4, -1)
-    shift = np.abs((image.affine - label.affine) @ corners).max()
+    shift = np.abs((image.affine - other.affine) @ corners).max()
     if shift > _SHIFT * min(image.header.get_zooms()[:3]):
         raise _BadFileError(
             f"lies elsewhere in space than {image_name}: the affines differ by up to {shift:.3g} mm. Copy the right affine into both headers."
