@@ -14,7 +14,7 @@ def window(kind: str, sizes: Sequence[int], sigmas: Sequence[float]) -> dict[tup
     """Weight of each offset; they sum to 1."""
     offsets = list(itertools.product(*[range(-(k // 2), k // 2 + 1) for k in sizes]))
     if kind == "mean":
-        weights = {d: 1.0 for d in offsets}
+        weights = dict.fromkeys(offsets, 1.0)
     else:
         weights = {d: math.exp(-sum((r / s) ** 2 for r, s in zip(d, sigmas, strict=True)) / 2) for d in offsets}
     if kind == "svls":

@@ -129,8 +129,10 @@ class DeepSupervisionLoss(nn.Module):
         if self.spatial_dims is not None:
             return logits.ndim == self.spatial_dims + 3
         n, *rest = logits.shape
+        if logits.ndim == 6:  # one axis more than a volume has
+            return True
         as_stack = logits.ndim > 3 and _fits(target, [n, *rest[1:]])
-        as_plain = _fits(target, [n, *rest]) and logits.ndim <= 5
+        as_plain = _fits(target, [n, *rest])
         if as_stack and as_plain:
             raise ValueError(
                 f"Cannot tell whether logits {tuple(logits.shape)} with a target {tuple(target.shape)} are a stack of outputs (N, K, C, *spatial). "
@@ -140,11 +142,12 @@ class DeepSupervisionLoss(nn.Module):
 
 
 def _fits(target: Tensor, logits_shape: list[int]) -> bool:
-    """Whether a target could belong to logits of this shape."""
+    """Whether a target could belong to logits of this shape. Integers with channels, which are regions, are left to ``spatial_dims``."""
     n, c, *spatial = logits_shape
     if list(target.shape) == [n, *spatial]:
         return not target.is_floating_point()
-    return target.ndim == len(logits_shape) and [target.shape[0], *target.shape[2:]] == [n, *spatial] and target.shape[1] in (1, c)
+    channels = (1, c) if target.is_floating_point() else (1,)
+    return target.ndim == len(logits_shape) and [target.shape[0], *target.shape[2:]] == [n, *spatial] and target.shape[1] in channels
 
 
 def _resampled(context: Mapping[str, Any] | None, full: Sequence[int], size: Sequence[int]) -> dict[str, Any] | None:

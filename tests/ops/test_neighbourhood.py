@@ -134,7 +134,7 @@ def test_gradient_of_soft_shares(kind):
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match="Expected `kernel_size` to be odd, so that a window has a centre, but got 4. Try 5."):
+    with pytest.raises(ValueError, match=r"Expected `kernel_size` to be odd, so that a window has a centre, but got 4\. Try 5\."):
         mean_kernel(4, 2)
     with pytest.raises(ValueError, match="Expected `sigma` to be greater than 0, but got 0"):
         gaussian_kernel(3, 0.0, 2)

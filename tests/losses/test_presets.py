@@ -1,0 +1,225 @@
+"""Promises that every preset keeps: shapes, types, ignored pixels, empty batches, copies, compilation."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import each_dimension, make_case
+
+import densecal
+from densecal.losses import CrossEntropyLoss, DiceCELoss, NACLLoss, SVLSLoss
+
+PRESETS = ["ce", "label_smoothing", "svls", "nacl", "dice_ce", "jml", "dml"]
+each_preset = pytest.mark.parametrize("name", PRESETS)
+
+
+@each_preset
+@each_dimension
+@pytest.mark.parametrize("form", ["map", "channel", "soft"])
+def test_preset_gives_a_scalar_and_a_gradient(name, spatial, form):
+    case = make_case(spatial)
+    target = {"map": case.label_map, "channel": case.label_map.unsqueeze(1).float(), "soft": case.soft_labels}[form]
+    logits = case.logits.requires_grad_()
+    value = densecal.create_loss(name)(logits, target)
+    value.backward()
+    assert value.shape == ()
+    assert type(value) is torch.Tensor
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad.any()
+
+
+@each_preset
+@pytest.mark.parametrize("form", ["map", "soft"])
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), -float("inf"), 1e4])
+def test_nothing_at_an_ignored_pixel_has_influence(name, form, junk):
+    case = make_case((5, 7))
+    target = case.label_map if form == "map" else case.soft_labels
+    loss = densecal.create_loss(name, class_weights=[0.5, 1.0, 2.0])
+    clean, dirty = case.logits.clone().requires_grad_(), torch.where(case.valid.unsqueeze(1), case.logits, junk).requires_grad_()
+    a, b = loss(clean, target), loss(dirty, target)
+    a.backward()
+    b.backward()
+    assert torch.equal(a, b)
+    assert clean.grad is not None
+    assert dirty.grad is not None
+    assert torch.equal(clean.grad, dirty.grad)
+    assert not dirty.grad.movedim(1, -1)[~case.valid].any()
+
+
+@each_preset
+def test_ignore_index_and_default_agree(name):
+    case = make_case((5, 7))
+    as_255 = case.label_map.masked_fill(~case.valid, 255).to(torch.uint8)
+    torch.testing.assert_close(
+        densecal.create_loss(name, ignore_index=255)(case.logits, as_255), densecal.create_loss(name)(case.logits, case.label_map)
+    )
+
+
+@each_preset
+@pytest.mark.parametrize("form", ["map", "soft"])
+def test_no_valid_pixel_is_zero_on_the_graph(name, form):
+    case = make_case((5, 7), ignored=1.1)
+    logits = case.logits.requires_grad_()
+    value = densecal.create_loss(name)(logits, case.label_map if form == "map" else case.soft_labels)
+    value.backward()
+    assert value.item() == 0.0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@each_preset
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_stays_near_single(name, dtype):
+    case = make_case((5, 7), dtype=torch.float32)
+    logits = (case.logits * 10).to(dtype).requires_grad_()
+    loss = densecal.create_loss(name)
+    value = loss(logits, case.label_map)
+    value.backward()
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(logits.detach().float(), case.label_map))
+    assert logits.grad is not None
+    assert logits.grad.dtype == dtype
+    assert logits.grad.isfinite().all()
+
+
+@each_preset
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_certain_and_wrong_is_finite(name, dtype):
+    logits = torch.full((1, 3, 4, 4), -50.0, dtype=dtype)
+    logits[:, 2] = 50.0
+    logits.requires_grad_()
+    value = densecal.create_loss(name)(logits, torch.zeros(1, 4, 4, dtype=torch.long))
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@each_preset
+def test_autocast_changes_nothing(name):
+    case = make_case((5, 7), dtype=torch.float32)
+    loss = densecal.create_loss(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(case.logits, case.label_map)
+    torch.testing.assert_close(value, loss(case.logits, case.label_map))
+
+
+@each_preset
+def test_memory_layout_does_not_matter(name):
+    case = make_case((6, 7))
+    loss = densecal.create_loss(name)
+    expected = loss(case.logits, case.label_map)
+    strided = torch.stack([case.logits, case.logits], -1)[..., 0]
+    for logits in (case.logits.contiguous(memory_format=torch.channels_last), strided):
+        torch.testing.assert_close(loss(logits, case.label_map.transpose(1, 2).contiguous().transpose(1, 2)), expected)
+
+
+@each_preset
+def test_copies_give_the_same(name):
+    case = make_case((5, 7))
+    loss = densecal.create_loss(name, class_weights=[0.5, 1.0, 2.0])
+    expected = loss(case.logits, case.label_map)
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(twin(case.logits, case.label_map), expected)
+    assert not loss.state_dict()
+
+
+@each_preset
+@pytest.mark.parametrize("form", ["map", "soft"])
+def test_compiles_into_one_graph(name, form):
+    torch._dynamo.reset()
+    case = make_case((5, 7), dtype=torch.float32)
+    target = case.label_map if form == "map" else case.soft_labels
+    loss = densecal.create_loss(name)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    a, b = case.logits.clone().requires_grad_(), case.logits.clone().requires_grad_()
+    loss(a, target).backward()
+    value = compiled(b, target)
+    value.backward()
+    torch.testing.assert_close(value, loss(a, target))
+    torch.testing.assert_close(b.grad, a.grad)
+
+
+@each_preset
+def test_single_foreground_channel(name):
+    logits = torch.randn(2, 1, 5, 7, requires_grad=True)
+    label_map = torch.randint(0, 2, (2, 5, 7))
+    label_map[0, :2] = -100
+    loss = densecal.create_loss(name, activation="sigmoid")
+    value = loss(logits, label_map)
+    value.backward()
+    assert logits.grad is not None
+    assert not logits.grad[0, :, :2].any()
+    torch.testing.assert_close(loss(logits, label_map.unsqueeze(1)), value)
+    torch.testing.assert_close(loss(logits, label_map.unsqueeze(1).float()), value)
+
+
+@each_preset
+def test_overlapping_regions(name):
+    logits, regions = torch.randn(2, 3, 5, 7), torch.randint(0, 2, (2, 3, 5, 7))
+    loss = densecal.create_loss(name, activation="sigmoid")
+    assert loss(logits, regions).isfinite()
+    with pytest.raises(ValueError, match="Stack one 0/1 map per region"):
+        loss(logits, regions[:, 0])
+
+
+@each_preset
+def test_meta_tensors_come_back_plain(name):
+    monai_data = pytest.importorskip("monai.data")
+    case = make_case((5, 7))
+    loss = densecal.create_loss(name)
+    value = loss(monai_data.MetaTensor(case.logits), monai_data.MetaTensor(case.label_map.unsqueeze(1)))
+    assert type(value) is torch.Tensor
+    assert torch.equal(value, loss(case.logits, case.label_map))
+
+
+def test_reduction_none_gives_one_value_per_pixel():
+    case = make_case((5, 7))
+    for name in ("ce", "label_smoothing", "svls", "nacl"):
+        values = densecal.create_loss(name, reduction="none")(case.logits, case.label_map)
+        assert values.shape == case.label_map.shape
+        assert not values[~case.valid].any()
+
+
+def test_presets_by_hand():
+    # Uniform prediction over two classes, half of each: CE log 2, Dice 1/2; zero logits are |tau - 0| = 1/2 on average away.
+    logits, label_map = torch.zeros(1, 2, 4), torch.tensor([[0, 0, 1, 1]])
+    log2 = torch.tensor(2.0).log()
+    torch.testing.assert_close(CrossEntropyLoss()(logits, label_map), log2)
+    torch.testing.assert_close(SVLSLoss()(logits, label_map), log2)
+    torch.testing.assert_close(NACLLoss(weight=0.2)(logits, label_map), log2 + 0.1)
+    torch.testing.assert_close(DiceCELoss(smooth=0.0)(logits, label_map), log2 + 0.5)
+
+
+def test_dice_ce_per_image_is_the_mean_over_images():
+    case = make_case((5, 7), ignored=0.0)
+    loss = DiceCELoss(batch=False, weight_ce=0.0)
+    alone = torch.stack([loss(case.logits[i : i + 1], case.label_map[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(loss(case.logits, case.label_map), alone.mean())
+
+
+def test_class_weights_follow_the_module():
+    loss = densecal.create_loss("dice_ce", class_weights=[1.0, 2.0]).to(torch.float64)
+    assert {b.dtype for b in loss.buffers()} == {torch.float64}
+
+
+def test_wrong_inputs_are_named():
+    with pytest.raises(ValueError, match="Did you mean 'svls'"):
+        densecal.create_loss("slvs")
+    loss = densecal.create_loss("ce")
+    with pytest.raises(TypeError, match="Expected floating `logits`"):
+        loss(torch.zeros(1, 2, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="with 1 to 3 spatial dimensions"):
+        loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match="use activation='sigmoid'"):
+        loss(torch.zeros(1, 1, 4), torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_import_is_light():
+    code = "import sys, densecal; densecal.list_losses(); densecal.list_targets(); print(*[m for m in ('monai','lightning','hydra') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
