@@ -223,3 +223,33 @@ def test_import_is_light():
     code = "import sys, densecal; densecal.list_losses(); densecal.list_targets(); print(*[m for m in ('monai','lightning','hydra') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.gpu
+@each_preset
+@pytest.mark.parametrize("form", ["map", "soft"])
+def test_gpu_and_cpu_agree(name, form):
+    case = make_case((5, 7, 6), dtype=torch.float32)
+    target = case.label_map if form == "map" else case.soft_labels
+    loss = densecal.create_loss(name, class_weights=[0.5, 1.0, 2.0])
+    here, there = case.logits.clone().requires_grad_(), case.logits.cuda().requires_grad_()
+    expected, value = loss(here, target), loss.cuda()(there, target.cuda())
+    expected.backward()
+    value.backward()
+    assert here.grad is not None
+    assert there.grad is not None
+    torch.testing.assert_close(value.cpu(), expected)
+    torch.testing.assert_close(there.grad.cpu(), here.grad)
+    with torch.autocast("cuda", dtype=torch.float16):
+        torch.testing.assert_close(loss(there, target.cuda()).cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_spacing_may_live_on_the_gpu_or_not():
+    case = make_case((5, 7, 6), dtype=torch.float32)
+    spacing = torch.tensor([[1.0, 1.0, 3.0], [2.0, 1.0, 1.0]])
+    loss = SVLSLoss(unit="mm")
+    expected = loss(case.logits, case.label_map, context={"spacing": spacing})
+    for where in ("cpu", "cuda"):
+        value = loss(case.logits.cuda(), case.label_map.cuda(), context={"spacing": spacing.to(where)})
+        torch.testing.assert_close(value.cpu(), expected)
