@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from densecal.data.card import Augmentation, DataCard, list_cards, load_card, resolve_root
+from densecal.data.card import Augmentation, DataCard, list_cards, load_card, override_card, resolve_root
 
 if TYPE_CHECKING:
     from densecal.data.layouts import Case, find_cases
@@ -30,6 +30,7 @@ __all__ = [
     "find_problems",
     "list_cards",
     "load_card",
+    "override_card",
     "resolve_root",
 ]
 

@@ -276,10 +276,8 @@ class RandFitd(MapTransform, Randomizable):
                 item[key] = padded[(slice(None), *centre)]
             else:
                 rotate, scale = self.affine
-                turn = Affine(
-                    rotate_params=rotate, scale_params=scale, spatial_size=self.patch, mode=self.modes[key], padding_mode="zeros", image_only=True
-                )
-                item[key] = plain(turn(padded.float()))
+                turn = Affine(rotate_params=rotate, scale_params=scale, spatial_size=self.patch, padding_mode="zeros", image_only=True)
+                item[key] = plain(turn(padded.float(), mode=self.modes[key]))  # type: ignore[arg-type]
         return item
 
 

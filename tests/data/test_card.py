@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from densecal.data.card import DataCard, card_names, list_cards, load_card, override_card, resolve_root
+
+MINIMAL = "classes: [background, thing]\n"
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_load_card_survives_hydra(name: str) -> None:
+    card = load_card(name)
+    assert OmegaConf.to_object(OmegaConf.structured(card)) == card
+    assert card.schema.num_classes == len(card.classes)
+
+
+def test_card_names_include_aliases() -> None:
+    assert {"hippocampus", "task04_hippocampus", "mni152"} <= set(card_names())
+    assert load_card("hippocampus") == load_card("task04_hippocampus")
+
+
+def test_load_card_reads_a_file_of_the_users_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL + "augmentation: {rotate: 30}\n")
+    card = load_card(path)
+    assert (card.name, card.augmentation.rotate, card.augmentation.scale) == ("mine", 30.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (MINIMAL + "patch_sise: [8, 8, 8]\n", r"mine\.yaml: patch_sise is not a key.*Did you mean 'patch_size'"),
+        (MINIMAL + "augmentation: {rotat: 3}\n", r"mine\.yaml: augmentation\.rotat is not a key.*Did you mean 'rotate'"),
+        (MINIMAL + "batch_size: four\n", r"mine\.yaml: batch_size: expected int"),
+        (MINIMAL + "spacing: 1 mm\n", r"mine\.yaml: spacing: expected list\[float\]"),
+        (MINIMAL + "layout: decathalon\n", r"mine\.yaml: Expected `layout` to be one of"),
+        (MINIMAL + "patch_size: [8, 8]\n", r"mine\.yaml: Expected `patch_size` to have 3 numbers"),
+        (MINIMAL + "ignore_index: 1\n", r"mine\.yaml: Expected `ignore_index` outside the classes"),
+        (MINIMAL + "subject_pattern: p\\d+\n", r"mine\.yaml: Expected `subject_pattern` to have a group"),
+        (MINIMAL + "val_fraction: 0.5\ntest_fraction: 0.5\n", r"`val_fraction` \+ `test_fraction` below 1"),
+        ("description: no classes\n", r"mine\.yaml: classes is missing"),
+        (MINIMAL + "folder: [\n", r"mine\.yaml, line \d+: not YAML"),
+        ("- a\n- b\n", r"mine\.yaml: expected the keys of a data set card"),
+    ],
+)
+def test_load_card_names_file_and_key(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_card(path)
+    assert "\n" not in str(error.value)
+
+
+def test_load_card_unknown_name_prints_near_matches() -> None:
+    with pytest.raises(ValueError, match=r"No data set card 'hipocampus'\. Did you mean 'hippocampus'"):
+        load_card("hipocampus")
+    with pytest.raises(FileNotFoundError, match=r"No data set card nowhere\.yaml"):
+        load_card("nowhere.yaml")
+
+
+def test_override_card_leaves_the_card_alone() -> None:
+    card = load_card("mni152")
+    assert override_card(card, ["epochs=3", "augmentation.rotate=5"]).epochs == 3
+    assert override_card(card, {"spacing": [1, 1, 3]}).spacing == [1.0, 1.0, 3.0]
+    assert (card.epochs, card.spacing) == (load_card("mni152").epochs, None)
+    with pytest.raises(ValueError, match=r"data\.epoch is not a key.*'epochs'"):
+        override_card(card, ["epoch=3"])
+
+
+def test_resolve_root_prefers_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DENSECAL_DATA", str(tmp_path))
+    (tmp_path / "below").mkdir()
+    (tmp_path / "given").mkdir()
+    card = DataCard(name="x", classes=["a", "b"], folder="below")
+    assert resolve_root(card) == tmp_path / "below"
+    assert resolve_root(override_card(card, {"root": str(tmp_path / "given")})) == tmp_path / "given"
+
+
+def test_resolve_root_says_how_to_give_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = DataCard(name="x", classes=["a", "b"], folder="below", how_to_get="Ask them.")
+    monkeypatch.delenv("DENSECAL_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"data\.root=DIR, or set DENSECAL_DATA to the folder that holds below\. Ask them\."):
+        resolve_root(card)
+    monkeypatch.setenv("DENSECAL_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"No folder {tmp_path / 'below'}"):
+        resolve_root(card)
+
+
+def test_resolve_root_prepares_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DENSECAL_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made: list[tuple[str, Path]] = []
+    monkeypatch.setattr("densecal.data.prepare.prepare", lambda name, root: made.append((name, root)))
+    root = resolve_root(load_card("mni152"))
+    assert made == [("mni152", root)]
+    assert root == tmp_path / "cache" / "densecal" / "mni152_2mm"

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from densecal.data.card import DataCard, load_card, override_card
+from densecal.data.layouts import Case, find_cases
+from densecal.data.split import split_cases
+
+
+def cases(count: int, per_subject: int = 2) -> list[Case]:
+    return [Case(f"c{n:03}", (Path(f"c{n}.nii.gz"),), None, str(n // per_subject)) for n in range(count)]
+
+
+def card(**changes: object) -> DataCard:
+    return override_card(DataCard(name="x", classes=["a", "b"], val_fraction=0.2, test_fraction=0.3), changes)
+
+
+def test_split_cases_keeps_subjects_whole() -> None:
+    split = split_cases(cases(40), card())
+    assert {name: len(side) for name, side in split.items()} == {"train": 20, "val": 8, "test": 12}
+    people = [{case.subject for case in side} for side in split.values()]
+    assert sum(map(len, people)) == len(set.union(*people)) == 20
+
+
+def test_split_cases_ignores_order_and_follows_its_seed() -> None:
+    shuffled = cases(40)
+    random.Random(0).shuffle(shuffled)
+    assert split_cases(shuffled, card()) == split_cases(cases(40), card())
+    assert split_cases(cases(40), card(split_seed=1)) != split_cases(cases(40), card())
+
+
+def test_split_cases_hardly_moves_when_cases_are_added() -> None:
+    def sides(count: int) -> dict[str, str]:
+        return {case.id: name for name, side in split_cases(cases(count), card()).items() for case in side}
+
+    before, after = sides(200), sides(210)
+    assert sum(before[c] != after[c] for c in before) <= 12
+
+
+def test_split_cases_gives_each_side_a_subject() -> None:
+    split = split_cases(cases(3, per_subject=1), card(val_fraction=0.01, test_fraction=0.01))
+    assert [len(side) for side in split.values()] == [1, 1, 1]
+    assert split_cases(cases(4), card(val_fraction=0.0, test_fraction=0.0))["val"] == []
+    with pytest.raises(ValueError, match="Expected at least 3 subjects to split, but the data set x has 2"):
+        split_cases(cases(4), card())
+
+
+def test_split_cases_explicit() -> None:
+    split = split_cases(cases(6), card(splits={"train": ["c000", "c001"], "test": ["c004"]}))
+    assert {name: [case.id for case in side] for name, side in split.items()} == {"train": ["c000", "c001"], "val": [], "test": ["c004"]}
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": ["c00"]}, "names the case 'c00', which the data set does not have. Did you mean 'c00"),
+        ({"train": ["c000"], "val": ["c000"]}, "'c000' is listed twice"),
+        ({"train": ["c000"], "val": ["c001"]}, "Subject '0' is in `splits.train` and `splits.val`"),
+        ({"test": ["c000"]}, "Expected `splits.train`"),
+    ],
+)
+def test_split_cases_explicit_errors(splits: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_cases(cases(6), card(splits=splits))
+
+
+def test_split_cases_hippocampus_is_what_results_refer_to(hippocampus: Path) -> None:
+    split = split_cases(find_cases(hippocampus, load_card("hippocampus")), load_card("hippocampus"))
+    assert {name: len(side) for name, side in split.items()} == {"train": 74, "val": 17, "test": 29}
+    assert [case.id for case in split["test"]][:3] == ["hippocampus_011", "hippocampus_023", "hippocampus_024"]
