@@ -1,0 +1,136 @@
+"""Probabilities and labels as every metric reads them: checked once, flat in space, with one mask of the pixels that count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from densecal.checks import plain
+from densecal.targets.one_hot import align_label, one_hot_target
+
+__all__ = ["NLL_FLOOR", "Pixels", "read_pixels"]
+
+NLL_FLOOR = 1e-12
+"""Probabilities below this count as this much in a logarithm, so that one certain mistake does not make a mean infinite: it costs 27.6 nats."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a metric needs of a batch of N cases with P pixels each.
+
+    Args:
+        probs: ``(N, C, P)``, float32 or float64.
+        label_map: Classes ``(N, P)``, int64, 0 where not valid; the largest share where the reference is soft.
+        soft_labels: Shares ``(N, C, P)`` of a soft reference, else ``None``.
+        valid: False where a pixel does not count, ``(N, P)``, bool.
+    """
+
+    probs: Tensor
+    label_map: Tensor
+    soft_labels: Tensor | None
+    valid: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        return self.probs.shape[1]
+
+    def top_label(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Confidence, predicted class, and the reference's share of that class (bool for hard labels), each ``(N, P)``. The first of tied classes wins."""
+        confidence, prediction = self.probs.max(dim=1)
+        if self.soft_labels is None:
+            return confidence, prediction, prediction == self.label_map
+        return confidence, prediction, self.soft_labels.gather(1, prediction.unsqueeze(1)).squeeze(1)
+
+    def shares(self) -> Tensor:
+        """The reference's share of every class, ``(N, C, P)``; bool for hard labels."""
+        if self.soft_labels is not None:
+            return self.soft_labels
+        return self.label_map.unsqueeze(1) == torch.arange(self.num_classes, device=self.probs.device).view(1, -1, 1)
+
+    def negative_log_likelihood(self) -> Tensor:
+        """Cross-entropy in nats per pixel, ``(N, P)``, 0 where not valid."""
+        log_probs = self.probs.clamp(min=NLL_FLOOR).log()
+        soft = self.soft_labels
+        values = log_probs.gather(1, self.label_map.unsqueeze(1)).squeeze(1) if soft is None else (soft * log_probs).sum(1)
+        return torch.where(self.valid, -values, 0.0)
+
+    def brier(self) -> Tensor:
+        """Squared distance to the reference summed over classes, in [0, 2], per pixel, ``(N, P)``, 0 where not valid."""
+        return torch.where(self.valid, (self.probs - self.shares().to(self.probs.dtype)).square().sum(1), 0.0)
+
+
+def read_pixels(probs: Tensor, label: Tensor, mask: Tensor | None = None, *, ignore_index: int, validate_args: bool = True) -> Pixels:
+    """Check a batch and bring it into one form.
+
+    Args:
+        probs: Probabilities ``(N, C, *spatial)``, floating, C at least 2, 1 to 3 spatial dims.
+        label: Label map ``(N, *spatial)`` or ``(N, 1, *spatial)``, or a soft reference ``(N, C, *spatial)``, floating. In a soft reference a pixel is
+            ignored where all its entries are 0 or any of them is ``ignore_index``.
+        mask: True where a pixel counts, ``(N, *spatial)``, bool. By default every pixel that is not ignored.
+        ignore_index: Label of pixels to leave out.
+        validate_args: Look at the values too: probabilities in [0, 1] that sum to 1, labels that are classes. That waits for a GPU.
+
+    Returns:
+        The batch, flat in space.
+
+    Raises:
+        TypeError: If ``probs`` is not floating or ``mask`` not bool.
+        ValueError: If shapes do not fit or, with ``validate_args``, values are out of range.
+
+    Example:
+        >>> pixels = read_pixels(torch.full((1, 2, 3), 0.5), torch.tensor([[0, 1, -100]]), ignore_index=-100)
+        >>> pixels.valid
+        tensor([[ True,  True, False]])
+    """
+    probs, label = plain(probs), plain(label)
+    if not 1 <= probs.ndim - 2 <= 3:
+        raise ValueError(f"Expected `probs` of shape (N, C, *spatial) with 1 to 3 spatial dimensions, but got {tuple(probs.shape)}.")
+    if not probs.is_floating_point():
+        raise TypeError(f"Expected floating `probs`, but got {probs.dtype}.")
+    label = align_label(label, probs)
+    if validate_args and probs.device.type != "cpu":
+        _check_label_map(label, probs.shape[1], ignore_index)
+    dtype = torch.float64 if probs.dtype == torch.float64 else torch.float32
+    target = one_hot_target(label, probs.shape[1], ignore_index=ignore_index, spatial_dims=probs.ndim - 2, dtype=dtype)
+    valid = target.valid
+    if mask is not None:
+        mask = plain(mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"Expected `mask` of dtype bool, but got {mask.dtype}. Use `mask.bool()`.")
+        if mask.shape != valid.shape:
+            raise ValueError(f"Expected `mask` of shape (N, *spatial) = {tuple(valid.shape)}, but got {tuple(mask.shape)}.")
+        valid = valid & mask
+    valid = valid.flatten(1)
+    probs = probs.detach().flatten(2).to(dtype)
+    if validate_args:
+        _check_probs(probs, valid)
+    if target.label_map is not None:
+        return Pixels(probs, target.label_map.flatten(1), None, valid)
+    soft_labels = target.one_hot.flatten(2)
+    return Pixels(probs, soft_labels.argmax(1), soft_labels, valid)
+
+
+def _check_label_map(label: Tensor, num_classes: int, ignore_index: int) -> None:
+    if label.shape[1] == 1:
+        outside = label[(label != ignore_index) & ((label < 0) | (label >= num_classes))]
+        if outside.numel():
+            raise ValueError(
+                f"Expected labels in 0 to {num_classes - 1} or ignore_index={ignore_index}, but got {outside.unique().tolist()[:8]}. "
+                f"Set `ignore_index` to the mark of pixels without a class, or map the labels to 0 to {num_classes - 1}."
+            )
+
+
+def _check_probs(probs: Tensor, valid: Tensor) -> None:
+    counted = torch.where(valid.unsqueeze(1), probs, 1.0 / probs.shape[1])
+    if not counted.numel():
+        return
+    low, high = (float(v) for v in counted.aminmax())
+    off = float((counted.sum(1) - 1).abs().max())
+    # Half precision rounds each probability by up to 4e-3 (bfloat16), so sums are held to what that allows.
+    if not (low >= 0 and high <= 1 + 1e-2 and off <= 2e-2):
+        raise ValueError(
+            f"Expected `probs` in [0, 1] that sum to 1 over axis 1, but got values from {low:g} to {high:g} and sums off by up to {off:g}. "
+            "Apply `softmax(1)` to logits; look for NaN in the model's output."
+        )
