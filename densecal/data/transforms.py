@@ -81,7 +81,9 @@ def restore(probabilities: Tensor, image: MetaTensor, transform: Compose) -> Ten
     Returns:
         Probabilities ``(K, X0, Y0, Z0)`` on the grid of the file, whose affine is ``image.meta["original_affine"]``.
     """
-    prediction = MetaTensor(plain(probabilities).float(), affine=image.affine, meta=dict(image.meta))
+    if not any(isinstance(step, (Orientationd, Spacingd)) for step in transform.flatten().transforms):
+        return plain(probabilities)
+    prediction = MetaTensor(plain(probabilities).float(), meta=dict(image.meta))
     invert = Invertd(keys="prediction", transform=transform, orig_keys="image", nearest_interp=False, to_tensor=True)
     return plain(invert({"prediction": prediction, "image": image})["prediction"])
 

@@ -131,7 +131,7 @@ def test_training_label_moves_with_its_image(make_set: Callable[..., DataCard]) 
         item = patch(card, seed)
         valid = item["label"] >= 0
         error = (item["image"] - item["label"])[valid].abs()
-        assert (error < 0.5 + 1e-4).float().mean() > 0.97
+        assert (error < 0.5 + 1e-4).float().mean() > 0.95
         seen |= set(item["label"].unique().tolist())
     assert {0, 1, 2} <= seen <= {-100, 0, 1, 2}, "labels are never interpolated"
 
