@@ -97,7 +97,7 @@ class SegmentationData(L.LightningDataModule):
         sampler = EpochSampler(ids, samples_per_case=self.card.samples_per_case, seed=self.seed, rank=rank, world_size=world_size)
         if self.trainer is not None:
             # Lightning tells samplers the epoch after it has made the first iterator, whose workers have begun to load by then; in a resumed run for epoch 0.
-    sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         return self._loader(dataset, sampler, self.card.batch_size, self.card.num_workers)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
