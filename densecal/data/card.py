@@ -165,6 +165,8 @@ class DataCard:
         check_choice("layout", self.layout, LAYOUTS)
         check_choice("normalisation", self.normalisation, NORMALISATIONS)
         check_choice("prepare", self.prepare, (*PREPARERS, None))
+        if any(len(colour) != 3 or not all(0 <= value <= 255 for value in colour) for colour in self.palette):
+            raise ValueError(f"Expected each colour of `palette` to be [red, green, blue] of 0 to 255, but got {self.palette}.")
         self.schema  # noqa: B018  (checks classes, background, ignore_index and palette)
         dims = self.spatial_dims
         if dims != 3:

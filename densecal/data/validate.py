@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,7 @@ def find_problems(cases: Sequence[Case], card: DataCard, progress: bool = False,
 
 def survey(cases: Sequence[Case], card: DataCard, progress: bool = False) -> list[CaseFacts]:
     """Shape, spacing, label counts and problems of each case, read by several threads."""
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # each holds a case in memory, and more than the cores gain nothing
         results: Iterable[CaseFacts] = pool.map(lambda case: _inspect(case, card), cases)
         facts = list(tqdm(results, total=len(cases), desc="Checking data", unit="case", disable=not progress, leave=False))
     counts = Counter(case.id for case in cases)
