@@ -94,7 +94,7 @@ def bin_index(confidence: Tensor, num_bins: int) -> Tensor:
 
     Args:
         confidence: In [0, 1], any shape, floating. Values outside go to the first or last bin, NaN to an arbitrary one.
-        num_bins: Number of bins B, at least 1.
+        num_bins: Number of bins B, at least 1; for half precision not so many that bins are narrower than its steps (256 for bfloat16).
 
     Returns:
         Indices in [0, B), same shape, int64.

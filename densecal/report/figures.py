@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 __all__ = ["DARK_ON_LIGHT", "REGION_TITLES", "Theme", "history_figures", "inline_svg", "png_bytes", "reliability_figure", "svg_text"]
 
@@ -83,7 +83,7 @@ def _reliability(axes: Axes, bins: Mapping[str, list], title: str, theme: Theme)
     axes.plot([0, 1], [0, 1], linestyle=(0, (4, 3)), color=theme.muted, linewidth=1.2, label="perfectly calibrated", zorder=4)
     axes.bar(left, acc, width, align="edge", color=theme.bar, alpha=0.85, linewidth=0, label="accuracy", zorder=2)
     axes.bar(left, conf - acc, width, bottom=acc, align="edge", color=theme.gap, alpha=0.45, linewidth=0, label="gap to confidence", zorder=3)
-    axes.plot(conf, acc, marker="o", markersize=4.5, linestyle="none", color=theme.ink, zorder=5)
+    axes.plot(conf, acc, marker="o", markersize=4.5, linestyle="none", color=theme.ink, zorder=5, clip_on=False)
     ece = float(np.sum(count[filled] * np.abs(acc - conf)) / n) if n else math.nan
     axes.set_title(f"{title}\nECE {ece:.3f},  n = {int(n):,} voxels" if n else f"{title}\nno voxels", color=theme.ink, fontsize=11)
     axes.set_ylabel("Accuracy", color=theme.ink)
@@ -101,9 +101,14 @@ def _histogram(axes: Axes, bins: Mapping[str, list], theme: Theme) -> None:
         axes.axvline(float(np.nansum(confidence * count) / n), color=theme.gap, linewidth=1.4, zorder=3)
         axes.set_yscale("log")
         axes.set_ylim(min(1e-3, 0.5 * count[count > 0].min() / n), 1.5)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(0, 1)
+        axes.set_yticks([])
     axes.set_xlim(0, 1)
     axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_ylabel("Share of\nvoxels (log)", color=theme.ink)
+    axes.set_ylabel("Voxels\n(log scale)", color=theme.ink)
     axes.set_xlabel("Confidence (line: mean)", color=theme.ink)
     _style(axes, theme)
 

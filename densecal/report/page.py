@@ -108,6 +108,7 @@ def write_report(
         facts=[(name, _fact(value)) for name, value in content["run"].items() if name != "title"],
         num_cases=len(evaluation.cases),
         tiles=_tiles(evaluation),
+        near=f"the reference structure and what lies within {evaluation.foreground_radius} voxels of it" if "foreground" in regions else "",
         findings=_findings(evaluation),
         scores=_score_rows(evaluation),
         regions=[figures.REGION_TITLES[region] for region in regions],
@@ -183,14 +184,14 @@ def _findings(evaluation: Evaluation) -> list[str]:
             if abs(gap) < 0.005
             else f"the model is {'over' if gap > 0 else 'under'}-confident by {100 * abs(gap):.1f} percentage points"
         )
-        sentence = f"{where}, {verdict}: mean confidence {100 * mean_confidence:.1f} %, accuracy {100 * mean_accuracy:.1f} %."
+        sentence = f"{where}, {verdict}: mean confidence {100 * mean_confidence:.1f}\N{NO-BREAK SPACE}%, accuracy {100 * mean_accuracy:.1f}\N{NO-BREAK SPACE}%."
         gaps = count / n * np.abs(confidence - accuracy)
         worst = int(gaps.argmax())
         if gaps[worst] > 0:
             low, high = top["edges"][worst : worst + 2]
             sentence += (
                 f" The bin that adds most to the error: of the {int(count[worst]):,} voxels predicted with a confidence of {100 * low:.0f} to "
-                f"{100 * high:.0f} % (mean {100 * confidence[worst]:.1f} %), {100 * accuracy[worst]:.1f} % are right."
+                f"{100 * high:.0f}\N{NO-BREAK SPACE}% (mean {100 * confidence[worst]:.1f}\N{NO-BREAK SPACE}%), {100 * accuracy[worst]:.1f}\N{NO-BREAK SPACE}% are right."
             )
         sentences.append(sentence)
     return sentences
@@ -282,7 +283,7 @@ def _example_scores(cases: Sequence[Mapping[str, Any]], case_id: str) -> list[tu
 
 def _slice(panels: Any) -> dict[str, Any]:
     pictures = [f"data:image/png;base64,{base64.b64encode(panels.png(i)).decode()}" for i in range(len(PANELS))]
-    return {"title": panels.title, "aspect": f"{panels.aspect:.4f}", "pictures": pictures}
+    return {"title": panels.title, "pictures": pictures}
 
 
 def _used_definitions(evaluation: Evaluation) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ __all__ = ["CONFIDENCE_COLORMAP", "PANELS", "Example", "Panels", "example_figure
 
 CONFIDENCE_COLORMAP = "viridis"
 PANELS = ("Image", "Truth", "Prediction", "Confidence")
-_MIN_SIDE = 320  # pixels of the longer side of a panel: outlines stay thin
+_SIDE = (320, 512)  # least and most pixels of a panel's longer side: enlarged, outlines stay thin; not too large, pages stay light
 _MAX_ASPECT = 5.0  # a plane longer than this shows little
 
 
@@ -52,13 +52,11 @@ class Panels:
 
     Args:
         title: Which slice.
-        images: RGB per panel of ``PANELS``, ``(height, width, 3)``, uint8.
-        aspect: Width over height in millimetres.
+        images: RGB per panel of ``PANELS``, ``(height, width, 3)``, uint8, square pixels.
     """
 
     title: str
     images: tuple[np.ndarray, ...]
-    aspect: float
 
     def png(self, panel: int) -> bytes:
         buffer = io.BytesIO()
@@ -103,24 +101,20 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
 
     if image.ndim == 2:
         # Rows of an image run from top to bottom.
-        arrays = (image, label_map, prediction, confidence)
-        return [Panels("", _draw(arrays, window, schema), spacing[1] * spatial[1] / (spacing[0] * spatial[0]))]
+        return [Panels("", _draw((image, label_map, prediction, confidence), spacing, window, schema))]
 
-    planes = []
-    for axis in range(3):
-        across, up = (a for a in range(3) if a != axis)
-        aspect = spacing[across] * spatial[across] / (spacing[up] * spatial[up])
-        planes.append((max(aspect, 1 / aspect) > _MAX_ASPECT, axis, up, aspect))
-    if not all(narrow for narrow, *_ in planes):
-        planes = [plane for plane in planes if not plane[0]]
+    extent = [size * step for size, step in zip(spatial, spacing, strict=True)]
+    planes = {axis: [a for a in range(3) if a != axis] for axis in range(3)}
+    wide = [axis for axis, (a, b) in planes.items() if max(extent[a], extent[b]) <= _MAX_ASPECT * min(extent[a], extent[b])]
     result = []
-    for _, axis, _, aspect in planes[:max_slices]:
+    for axis in (wide or [0, 1, 2])[:max_slices]:
+        across, up = planes[axis]
         index = _telling_slice(label_map, prediction, schema, axis)
         # The last remaining axis points up, as in a viewer of head scans.
         arrays = tuple(array.take(index, axis).T[::-1] for array in (image, label_map, prediction, confidence))
         name = f"{example.axis_names[axis]} " if len(example.axis_names) == 3 else ""
         title = f"{name}slice {index + 1} of {spatial[axis]}" + ("" if name else f" across axis {axis + 1}")
-        result.append(Panels(title[0].upper() + title[1:], _draw(arrays, window, schema), aspect))
+        result.append(Panels(title, _draw(arrays, (spacing[up], spacing[across]), window, schema)))
     return result
 
 
@@ -130,8 +124,7 @@ def example_figure(panels: Sequence[Panels], schema: LabelSchema, title: str) ->
     grid = figure.subplots(len(panels), len(PANELS), squeeze=False)
     for row, item in zip(grid, panels, strict=True):
         for axes, name, image in zip(row, PANELS, item.images, strict=True):
-            height, width = image.shape[:2]
-            axes.imshow(image, aspect=width / height / item.aspect, interpolation="nearest")
+            axes.imshow(image, interpolation="nearest")
             axes.set_title(name, fontsize=10)
             axes.set_xticks([])
             axes.set_yticks([])
@@ -164,10 +157,15 @@ def _telling_slice(label_map: np.ndarray, prediction: np.ndarray, schema: LabelS
     return label_map.shape[axis] // 2
 
 
-def _draw(arrays: Sequence[np.ndarray], window: tuple[float, float], schema: LabelSchema) -> tuple[np.ndarray, ...]:
-    image, label_map, prediction, confidence = arrays
-    factor = max(1, round(_MIN_SIDE / max(image.shape)))
-    image, label_map, prediction, confidence = (np.repeat(np.repeat(a, factor, 0), factor, 1) for a in arrays)
+def _draw(arrays: Sequence[np.ndarray], spacing: Sequence[float], window: tuple[float, float], schema: LabelSchema) -> tuple[np.ndarray, ...]:
+    """Pictures of a slice given as (rows, columns), resampled to square pixels by the nearest voxel."""
+    extent = [size * step for size, step in zip(arrays[0].shape, spacing, strict=True)]
+    side = min(max(*arrays[0].shape, _SIDE[0]), _SIDE[1])
+    rows, columns = (
+        (np.arange(length) * size) // length
+        for size, length in ((size, max(1, round(side * part / max(extent)))) for size, part in zip(arrays[0].shape, extent, strict=True))
+    )
+    image, label_map, prediction, confidence = (array[np.ix_(rows, columns)] for array in arrays)
     low, high = window
     gray = np.clip(np.nan_to_num((image - low) / (high - low)), 0, 1)
     base = np.repeat(gray[..., None], 3, axis=2)

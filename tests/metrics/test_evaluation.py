@@ -1,0 +1,262 @@
+"""The evaluator of validation and test runs."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import each_dimension, make_case
+
+from densecal.labels import LabelSchema
+from densecal.metrics import (
+    DEFINITIONS,
+    SegmentationEvaluation,
+    brier_score,
+    dice_score,
+    expected_calibration_error,
+    foreground_region,
+    jaccard_index,
+    negative_log_likelihood,
+)
+
+SCHEMA = LabelSchema(("background", "anterior", "posterior"))
+
+
+def evaluate(probs, label, *, split=None, schema=SCHEMA, **kwargs):
+    evaluation = SegmentationEvaluation(schema, foreground_radius=1, **kwargs)
+    index = torch.arange(len(probs))
+    split = split or [len(probs)]
+    for part in zip(probs.split(split), label.split(split), index.split(split), strict=True):
+        evaluation.update(*part)
+    return evaluation.compute()
+
+
+def assert_same(a, b, tolerance=1e-12):
+    """Nested results, NaN equal to NaN."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key], tolerance)
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y, tolerance)
+    else:
+        assert a == b or (isinstance(a, float) and a == pytest.approx(b, abs=tolerance, nan_ok=True))
+
+
+@each_dimension
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_segmentation_evaluation_agrees_with_the_functions(spatial, soft):
+    case = make_case(spatial, batch=4)
+    probs, label = case.logits.softmax(1), case.soft_labels if soft else case.label_map
+    result = evaluate(probs, label)
+    near = foreground_region(label, radius=1)
+    for region, mask, suffix in (("all", None, ""), ("foreground", near, "_foreground")):
+        pooled = result.pooled[region]
+        assert pooled["ece_top_label"] == pytest.approx(expected_calibration_error(probs, label, mask=mask).item())
+        assert pooled["ece_classwise"] == pytest.approx(expected_calibration_error(probs, label, kind="classwise", mask=mask).item())
+        assert pooled["nll"] == pytest.approx(negative_log_likelihood(probs, label, mask=mask).item())
+        assert pooled["brier"] == pytest.approx(brier_score(probs, label, mask=mask).item())
+        assert pooled["num_voxels"] == (case.valid if mask is None else mask).sum()
+        for i, row in enumerate(result.cases):
+            one = {"mask": None if mask is None else mask[i : i + 1]}
+            pair = probs[i : i + 1], label[i : i + 1]
+            assert row[f"case_ece{suffix}"] == pytest.approx(expected_calibration_error(*pair, **one).item(), nan_ok=True)
+            assert row[f"case_ece_classwise{suffix}"] == pytest.approx(expected_calibration_error(*pair, kind="classwise", **one).item(), nan_ok=True)
+            assert row[f"case_nll{suffix}"] == pytest.approx(negative_log_likelihood(*pair, **one).item(), nan_ok=True)
+            assert row[f"case_brier{suffix}"] == pytest.approx(brier_score(*pair, **one).item(), nan_ok=True)
+    for key, scores in (("dice", dice_score(probs, label)), ("iou", jaccard_index(probs, label))):
+        assert [row[key] for row in result.cases] == pytest.approx(scores[:, 1:].nanmean(1).tolist(), nan_ok=True)
+        assert result.mean[key] == pytest.approx(scores[:, 1:].nanmean(1).nanmean().item())
+        assert result.mean[f"{key}/posterior"] == pytest.approx(scores[:, 2].nanmean().item(), nan_ok=True)
+    assert ("soft_dice" in result.mean) == soft
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_segmentation_evaluation_does_not_depend_on_batches_or_order(soft):
+    case = make_case((5, 7), batch=5)
+    probs, label = case.logits.softmax(1), case.soft_labels if soft else case.label_map
+    whole = evaluate(probs, label)
+    assert_same(vars(whole), vars(evaluate(probs, label, split=[1, 3, 1])))
+    backwards = SegmentationEvaluation(SCHEMA, foreground_radius=1)
+    for i in reversed(range(5)):
+        backwards.update(probs[i : i + 1], label[i : i + 1], torch.tensor([i]))
+    assert_same(vars(whole), vars(backwards.compute()))
+
+
+def test_segmentation_evaluation_ignored_voxels_have_no_influence():
+    case = make_case((5, 7))
+    probs = case.logits.softmax(1)
+    other = probs.masked_fill(~case.valid.unsqueeze(1), torch.nan)
+    assert_same(vars(evaluate(probs, case.label_map)), vars(evaluate(other, case.label_map)), tolerance=0)
+    assert_same(vars(evaluate(probs, case.soft_labels)), vars(evaluate(other, case.soft_labels)), tolerance=0)
+
+
+def test_segmentation_evaluation_padding_changes_nothing():
+    case = make_case((5, 7), ignored=0.0)
+    probs = case.logits.softmax(1)
+    padded = evaluate(
+        torch.nn.functional.pad(probs, (2, 1, 0, 3), value=1 / 3), torch.nn.functional.pad(case.label_map, (2, 1, 0, 3), value=SCHEMA.ignore_index)
+    )
+    assert_same(vars(evaluate(probs, case.label_map)), vars(padded))
+
+
+def test_segmentation_evaluation_absent_class_is_nan_and_counted():
+    label = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
+    probs = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]), 3).movedim(-1, 1).float()
+    result = evaluate(probs, label)
+    assert result.cases[0]["dice/anterior"] == pytest.approx(2 * 2 / (3 + 2))
+    assert math.isnan(result.cases[0]["dice/posterior"])
+    assert math.isnan(result.cases[1]["dice"])
+    assert result.mean["dice"] == pytest.approx(4 / 5)
+    assert result.num_defined["dice"] == 1
+    assert math.isnan(result.mean["dice/posterior"])
+    assert result.num_defined["dice/posterior"] == 0
+    assert math.isnan(result.cases[1]["case_ece_foreground"])
+    assert result.cases[1]["num_voxels_foreground"] == 0
+    assert result.pooled["foreground"]["num_voxels"] == 4
+
+
+def test_segmentation_evaluation_soft_dice_is_one_at_the_reference():
+    soft = make_case((5, 7), ignored=0.0).soft_labels
+    assert evaluate(soft, soft).mean["soft_dice"] == pytest.approx(1.0)
+
+
+def test_segmentation_evaluation_without_cases():
+    evaluation = SegmentationEvaluation(SCHEMA)
+    with pytest.warns(UserWarning, match="compute"):
+        result = evaluation.compute()
+    assert result.cases == []
+    assert math.isnan(result.scalars()["dice"])
+    assert result.pooled["all"]["num_voxels"] == 0
+    assert all(math.isnan(value) for value in result.scalars().values())
+
+
+def test_segmentation_evaluation_without_a_background_has_one_region():
+    case = make_case((5, 7))
+    result = evaluate(case.logits.softmax(1), case.label_map, schema=LabelSchema(("road", "car", "tree"), background=None))
+    assert list(result.pooled) == ["all"]
+    assert "ece_foreground" not in result.scalars()
+    assert result.foreground == (0, 1, 2)
+
+
+def test_segmentation_evaluation_bins_give_the_error():
+    case = make_case((9, 11))
+    result = evaluate(case.logits.softmax(1), case.label_map, num_bins=10)
+    for region in ("all", "foreground"):
+        bins = result.bins[region]["top_label"]
+        assert len(bins["edges"]) == 11
+        n = sum(bins["count"])
+        gaps = (c / n * abs(a - p) for c, a, p in zip(bins["count"], bins["accuracy"], bins["mean_confidence"], strict=True) if c)
+        assert sum(gaps) == pytest.approx(result.pooled[region]["ece_top_label"])
+        assert torch.tensor(result.bins[region]["classwise"]["count"]).sum(1).tolist() == [n] * 3
+
+
+def test_segmentation_evaluation_every_number_is_defined():
+    case = make_case((5, 7))
+    result = evaluate(case.logits.softmax(1), case.soft_labels)
+    for key in [*result.scalars(), *result.mean]:
+        text = result.definitions.get(key) or result.definitions[f"{key.split('/')[0]}/<class>"]
+        assert text.endswith(".")
+        assert "{" not in text
+    assert set(DEFINITIONS) == set(result.definitions)
+
+
+def test_segmentation_evaluation_after_reset_is_new():
+    case = make_case((5, 7))
+    evaluation = SegmentationEvaluation(SCHEMA, foreground_radius=1)
+    for _ in range(2):
+        evaluation.update(case.logits.softmax(1), case.label_map, torch.arange(2))
+        result = evaluation.compute()
+        evaluation.reset()
+    assert_same(vars(result), vars(evaluate(case.logits.softmax(1), case.label_map)))
+
+
+@pytest.mark.parametrize(
+    ("classes", "index", "message"),
+    [(4, [0, 1], "with 3 classes"), (3, [0], "Expected `case_index` of shape"), (3, [5, 5], "Expected every case once, but got case_index \\[5\\]")],
+    ids=["classes", "shape", "twice"],
+)
+def test_segmentation_evaluation_errors(classes, index, message):
+    evaluation = SegmentationEvaluation(SCHEMA)
+
+    def run():
+        evaluation.update(torch.full((2, classes, 4), 1 / classes), torch.zeros(2, 4, dtype=torch.long), torch.tensor(index))
+        evaluation.compute()
+
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+_RANK = """
+import json, sys, warnings
+import torch, torch.distributed as dist
+from densecal.labels import LabelSchema
+from densecal.metrics import SegmentationEvaluation
+
+warnings.filterwarnings("ignore", message="The ``compute``")
+rank, world, store, out, sys_path = int(sys.argv[1]), 2, sys.argv[2], sys.argv[3], sys.argv[4]
+sys.path.insert(0, sys_path)
+from cases import make_case
+
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+results = {}
+for name, owned in {"odd": [[0, 2, 4], [1, 3]], "empty-rank": [[0, 1, 2, 3, 4], []], "nothing": [[], []]}.items():
+    for soft in (False, True):
+        case = make_case((5, 7), batch=5)
+        label = case.soft_labels if soft else case.label_map
+        evaluation = SegmentationEvaluation(LabelSchema(("background", "anterior", "posterior")), foreground_radius=1)
+        for i in owned[rank]:
+            evaluation.update(case.logits.softmax(1)[i : i + 1], label[i : i + 1], torch.tensor([i]))
+        results[f"{name}-{'soft' if soft else 'hard'}"] = vars(evaluation.compute())
+        evaluation.reset()
+json.dump(results, open(f"{out}/{rank}.json", "w"))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_segmentation_evaluation_over_two_ranks_equals_one(tmp_path):
+    (tmp_path / "rank.py").write_text(_RANK)
+    tests = Path(__file__).parents[1]
+    command = [sys.executable, str(tmp_path / "rank.py")]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store"), str(tmp_path), str(tests)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parent)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    case = make_case((5, 7), batch=5)
+    for kind, label in (("hard", case.label_map), ("soft", case.soft_labels)):
+        expected = json.loads(json.dumps(vars(evaluate(case.logits.softmax(1), label))))
+        for rank in found:
+            assert_same(rank[f"odd-{kind}"], expected)
+            assert_same(rank[f"empty-rank-{kind}"], expected)
+            assert rank[f"nothing-{kind}"]["cases"] == []
+
+
+@pytest.mark.gpu
+def test_segmentation_evaluation_on_a_gpu_equals_cpu():
+    case = make_case((5, 7), dtype=torch.float32)
+    evaluation = SegmentationEvaluation(SCHEMA, foreground_radius=1, validate_args=False).cuda()
+    inputs = case.logits.softmax(1).cuda(), case.label_map.cuda(), torch.arange(2).cuda()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        evaluation.update(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_same(vars(evaluation.compute()), vars(evaluate(case.logits.softmax(1), case.label_map)), tolerance=1e-6)

@@ -1,0 +1,128 @@
+"""The accumulator that every calibration measure reads."""
+
+import pytest
+import torch
+
+from densecal.ops.binning import Bins, accumulate_bins, bin_edges, bin_index
+
+
+def loop_over_entries(confidence, correct, row, num_rows, num_bins, valid):
+    """(lower, upper] with edges k/B rounded to the confidence's precision, one entry after the other."""
+    edges = [torch.tensor(k / num_bins, dtype=torch.float64).to(confidence.dtype).item() for k in range(num_bins + 1)]
+    count = [[0] * num_bins for _ in range(num_rows)]
+    total = [[0.0] * num_bins for _ in range(num_rows)]
+    right = [[0.0] * num_bins for _ in range(num_rows)]
+    for c, r, i, v in zip(confidence.tolist(), correct.double().tolist(), row.tolist(), valid.tolist(), strict=True):
+        if not v:
+            continue
+        b = next((k for k in range(num_bins) if c <= edges[k + 1]), num_bins - 1)
+        count[i][b] += 1
+        total[i][b] += c
+        right[i][b] += r
+    return count, total, right
+
+
+def test_accumulate_bins_by_hand():
+    bins = accumulate_bins(torch.tensor([0.55, 0.6, 0.95, 0.85], dtype=torch.float64), torch.tensor([True, False, True, True]), num_bins=10)
+    assert bins.count.tolist() == [[0, 0, 0, 0, 0, 2, 0, 0, 1, 1]]
+    torch.testing.assert_close(bins.mean_confidence[0, 5], torch.tensor((0.55 + 0.6) / 2, dtype=torch.float64))
+    assert bins.accuracy[0, 5] == 1 / 2
+    expected = 2 / 4 * abs(1 / 2 - (0.55 + 0.6) / 2) + 1 / 4 * (1 - 0.95) + 1 / 4 * (1 - 0.85)
+    torch.testing.assert_close(bins.calibration_error(), torch.tensor([expected], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_bins", [1, 2, 7, 10, 15, 20, 100])
+def test_bin_index_on_and_beside_every_edge(dtype, num_bins):
+    edges = bin_edges(num_bins, dtype=dtype)
+    assert bin_index(edges, num_bins).tolist() == [0, *range(num_bins)]  # an edge belongs to the bin below it, 0 to the first
+    above = torch.nextafter(edges[:-1], torch.ones_like(edges[:-1])) if dtype.itemsize > 2 else edges[:-1] + (edges[1:] - edges[:-1]) / 2
+    assert bin_index(above, num_bins).tolist() == list(range(num_bins))
+
+
+def test_bin_index_equals_a_search_among_the_edges():
+    confidence = torch.rand(200_000, generator=torch.Generator().manual_seed(0))
+    for num_bins in (3, 10, 15, 20, 33):
+        edges = bin_edges(num_bins, dtype=torch.float32)
+        torch.testing.assert_close(bin_index(confidence, num_bins), torch.bucketize(confidence, edges[1:-1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_accumulate_bins_equals_a_loop(dtype):
+    generator = torch.Generator().manual_seed(1)
+    confidence = (torch.randint(0, 31, (301,), generator=generator) / 30).to(dtype)  # many on edges
+    correct = torch.rand(301, generator=generator)
+    row = torch.randint(0, 3, (301,), generator=generator)
+    valid = torch.rand(301, generator=generator) < 0.7
+    bins = accumulate_bins(confidence, correct, num_bins=15, row=row, num_rows=3, valid=valid)
+    count, total, right = loop_over_entries(confidence, correct, row, 3, 15, valid)
+    assert bins.count.tolist() == count
+    torch.testing.assert_close(bins.confidence, torch.tensor(total, dtype=torch.float64))
+    torch.testing.assert_close(bins.correct, torch.tensor(right, dtype=torch.float64))
+
+
+def test_accumulate_bins_parts_add_up():
+    generator = torch.Generator().manual_seed(2)
+    confidence, correct = torch.rand(1000, generator=generator), torch.rand(1000, generator=generator) < 0.5
+    whole = accumulate_bins(confidence, correct, num_bins=15)
+    parts = Bins.empty(1, 15)
+    for start in range(0, 1000, 77):
+        parts = parts + accumulate_bins(confidence[start : start + 77], correct[start : start + 77], num_bins=15)
+    assert torch.equal(whole.count, parts.count)
+    torch.testing.assert_close(whole.confidence, parts.confidence, rtol=1e-13, atol=0)
+    assert torch.equal(whole.correct, parts.correct)
+
+
+def test_accumulate_bins_what_does_not_count_may_be_anything():
+    confidence = torch.tensor([0.5, float("nan"), float("inf"), -3.0])
+    correct = torch.tensor([1.0, float("nan"), 1.0, 1.0])
+    bins = accumulate_bins(confidence, correct, num_bins=4, valid=torch.tensor([True, False, False, False]))
+    assert bins.count.sum() == 1
+    assert bins.confidence.sum() == 0.5
+    assert bins.correct.sum() == 1
+
+
+def test_accumulate_bins_nothing_is_nan():
+    bins = accumulate_bins(torch.zeros(0), torch.zeros(0, dtype=torch.bool), num_bins=5)
+    assert bins.count.sum() == 0
+    assert bins.calibration_error().isnan().all()
+    assert bins.accuracy.isnan().all()
+
+
+def test_accumulate_bins_gradient_reaches_confidence_and_correct():
+    confidence = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
+    correct = torch.tensor([0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, b: accumulate_bins(a, b, num_bins=5).calibration_error(), (confidence, correct))
+
+
+def test_accumulate_bins_sums_of_many_are_exact_enough():
+    confidence = torch.full((3_000_000,), 0.1)
+    bins = accumulate_bins(confidence, torch.ones(3_000_000, dtype=torch.bool), num_bins=15)
+    torch.testing.assert_close(bins.confidence.sum(), 3_000_000 * confidence[0].double(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.gpu
+def test_accumulate_bins_on_a_gpu_equals_cpu_without_a_sync():
+    generator = torch.Generator().manual_seed(3)
+    confidence, correct = torch.rand(100_003, generator=generator), torch.rand(100_003, generator=generator) < 0.5
+    row, valid = torch.randint(0, 4, (100_003,), generator=generator), torch.rand(100_003, generator=generator) < 0.5
+    inputs = [tensor.cuda() for tensor in (confidence, correct, row, valid)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        on_gpu = accumulate_bins(inputs[0], inputs[1], num_bins=15, row=inputs[2], num_rows=4, valid=inputs[3])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_cpu = accumulate_bins(confidence, correct, num_bins=15, row=row, num_rows=4, valid=valid)
+    assert torch.equal(on_gpu.count.cpu(), on_cpu.count)
+    torch.testing.assert_close(on_gpu.confidence.cpu(), on_cpu.confidence)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"num_bins": 0}, "Expected `num_bins` to be greater than 0"), ({"num_bins": 3, "correct": torch.zeros(2)}, "Expected `correct` of the shape")],
+    ids=["no-bins", "shape"],
+)
+def test_accumulate_bins_errors(kwargs, message):
+    correct = kwargs.pop("correct", torch.zeros(3))
+    with pytest.raises(ValueError, match=message):
+        accumulate_bins(torch.zeros(3), correct, **kwargs)
