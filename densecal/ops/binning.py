@@ -106,14 +106,20 @@ def bin_index(confidence: Tensor, num_bins: int) -> Tensor:
         >>> bin_index(torch.tensor([0.0, 0.25, 0.26, 0.5, 1.0]), num_bins=4)
         tensor([0, 0, 1, 1, 3])
     """
-    edges = bin_edges(num_bins, dtype=confidence.dtype, device=confidence.device)
-    if confidence.dtype in (torch.float16, torch.bfloat16):
-        confidence, edges = confidence.float(), edges.float()
+    check_positive("num_bins", num_bins)
+    dtype = confidence.dtype
+    half = dtype in (torch.float16, torch.bfloat16)
+    confidence = confidence.detach().float() if half else confidence.detach()
+
+    def edge(k: Tensor) -> Tensor:
+        # One division rounds to the precision of k; half precision then rounds once more, to what a direct rounding would give.
+        return (k / num_bins).to(dtype).float() if half else k / num_bins
+
     # Multiplying is some ten times faster than a search among the edges (torch.bucketize), but rounds: one step back or forth makes it exact.
-    guess = (confidence * num_bins).ceil_().sub_(1).nan_to_num_(0.0).clamp_(0, num_bins - 1).long()
-    guess = guess - (confidence <= edges[guess]).long()
-    guess.clamp_(min=0)
-    return guess.add_((confidence > edges[guess + 1]).long()).clamp_(max=num_bins - 1)
+    index = (confidence * num_bins).ceil_().sub_(1).nan_to_num_(0.0).clamp_(0, num_bins - 1)
+    index = index.sub_((confidence <= edge(index)).to(index.dtype)).clamp_(min=0)
+    index = index.add_((confidence > edge(index + 1)).to(index.dtype)).clamp_(max=num_bins - 1)
+    return index.long()
 
 
 def accumulate_bins(
@@ -149,6 +155,33 @@ def accumulate_bins(
     """
     if confidence.shape != correct.shape:
         raise ValueError(f"Expected `correct` of the shape of `confidence`, {tuple(confidence.shape)}, but got {tuple(correct.shape)}.")
+    if confidence.device.type != "cpu" or confidence.numel() <= _BLOCK:
+        return _accumulate(confidence, correct, row, valid, num_bins=num_bins, num_rows=num_rows)
+    bins = Bins.empty(num_rows, num_bins)
+    width = max(1, _BLOCK * confidence.shape[-1] // confidence.numel())
+    for start in range(0, confidence.shape[-1], width):
+        end = start + width
+        bins = bins + _accumulate(
+            confidence[..., start:end],
+            correct[..., start:end],
+            _stretch(row, start, end),
+            _stretch(valid, start, end),
+            num_bins=num_bins,
+            num_rows=num_rows,
+        )
+    return bins
+
+
+_BLOCK = 1 << 16
+"""Entries that a CPU takes at a time, so that what is computed on the way stays in its cache."""
+
+
+def _stretch(tensor: Tensor | None, start: int, end: int) -> Tensor | None:
+    """Part of the last axis, or the tensor itself where it is broadcast along that axis."""
+    return tensor if tensor is None or tensor.ndim == 0 or tensor.shape[-1] == 1 else tensor[..., start:end]
+
+
+def _accumulate(confidence: Tensor, correct: Tensor, row: Tensor | None, valid: Tensor | None, *, num_bins: int, num_rows: int) -> Bins:
     slot = bin_index(confidence, num_bins)
     if row is not None:
         slot = slot + row * num_bins
@@ -159,8 +192,8 @@ def accumulate_bins(
         confidence = torch.where(valid, confidence, 0.0)
         correct = torch.where(valid, correct, torch.zeros((), dtype=correct.dtype, device=correct.device))
     slot = slot.reshape(-1)
-    sums = torch.zeros(2, slots + 1, dtype=torch.float64, device=confidence.device)
+    sums = torch.zeros(slots + 1, dtype=torch.float64, device=confidence.device)
     count = torch.zeros(slots + 1, dtype=torch.int64, device=confidence.device).scatter_add_(0, slot, slot.new_ones(()).expand_as(slot))
-    sum_confidence = sums[0].scatter_add(0, slot, confidence.reshape(-1).double())
-    sum_correct = sums[1].scatter_add(0, slot, correct.reshape(-1).double())
+    sum_confidence = sums.scatter_add(0, slot, confidence.reshape(-1).double())
+    sum_correct = sums.scatter_add(0, slot, correct.reshape(-1).double())
     return Bins(*(total[:slots].view(num_rows, num_bins) for total in (count, sum_confidence, sum_correct)))

@@ -81,11 +81,12 @@ def _reliability(axes: Axes, bins: Mapping[str, list], title: str, theme: Theme)
     left, width = edges[:-1][filled], np.diff(edges)[filled]
     conf, acc = confidence[filled], accuracy[filled]
     axes.plot([0, 1], [0, 1], linestyle=(0, (4, 3)), color=theme.muted, linewidth=1.2, label="perfectly calibrated", zorder=4)
-    axes.bar(left, acc, width, align="edge", color=theme.bar, alpha=0.85, linewidth=0, label="accuracy", zorder=2)
-    axes.bar(left, conf - acc, width, bottom=acc, align="edge", color=theme.gap, alpha=0.45, linewidth=0, label="gap to confidence", zorder=3)
-    axes.plot(conf, acc, marker="o", markersize=4.5, linestyle="none", color=theme.ink, zorder=5, clip_on=False)
-    ece = float(np.sum(count[filled] * np.abs(acc - conf)) / n) if n else math.nan
-    axes.set_title(f"{title}\nECE {ece:.3f},  n = {int(n):,} voxels" if n else f"{title}\nno voxels", color=theme.ink, fontsize=11)
+    if n:
+        axes.bar(left, acc, width, align="edge", color=theme.bar, alpha=0.85, linewidth=0, label="accuracy", zorder=2)
+        axes.bar(left, conf - acc, width, bottom=acc, align="edge", color=theme.gap, alpha=0.45, linewidth=0, label="gap to confidence", zorder=3)
+        axes.plot(conf, acc, marker="o", markersize=4.5, linestyle="none", color=theme.ink, zorder=5, clip_on=False)
+    ece = f"ECE {np.sum(count[filled] * np.abs(acc - conf)) / n:.3f},  n = {int(n):,} voxels" if n else "nothing to count"
+    axes.set_title(f"{title}\n{ece}", color=theme.ink, fontsize=11)
     axes.set_ylabel("Accuracy", color=theme.ink)
     axes.set_ylim(0, 1)
     axes.set_yticks(np.linspace(0, 1, 6))
@@ -157,6 +158,8 @@ def history_figures(history: Sequence[Mapping[str, Any]], *, theme: Theme = DARK
                 markersize=3,
                 label=key,
             )
+        if name == "ece":
+            axes.set_ylim(bottom=0)
         axes.set_title(title, color=theme.ink, fontsize=11)
         axes.set_xlabel("Epoch", color=theme.ink)
         axes.legend(fontsize=9, frameon=False, labelcolor=theme.ink)

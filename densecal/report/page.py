@@ -147,7 +147,8 @@ def _fact(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_fact(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return ", ".join(_fact(item) for item in value)
+        items = [_fact(item) for item in value]
+        return ("; " if any("," in item for item in items) else ", ").join(items)
     if isinstance(value, float):
         return f"{value:.4g}"
     return {None: "not known", True: "yes", False: "no"}.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)

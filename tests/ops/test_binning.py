@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from densecal.ops import binning
 from densecal.ops.binning import Bins, accumulate_bins, bin_edges, bin_index
 
 
@@ -71,6 +72,21 @@ def test_accumulate_bins_parts_add_up():
     assert torch.equal(whole.count, parts.count)
     torch.testing.assert_close(whole.confidence, parts.confidence, rtol=1e-13, atol=0)
     assert torch.equal(whole.correct, parts.correct)
+
+
+@pytest.mark.parametrize("shape", [(200_003,), (3, 70_001), (2, 5, 20_011), (140_000, 1)], ids=str)
+def test_accumulate_bins_block_by_block_equals_at_once(shape, monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    confidence, correct = torch.rand(shape, generator=generator), torch.rand(shape, generator=generator) < 0.5
+    row = torch.arange(shape[0] if len(shape) > 1 else 1).clamp(max=2).view(-1, *[1] * (len(shape) - 1))
+    valid = torch.rand(shape[1:] or shape, generator=generator) < 0.5
+    options = {"num_bins": 15, "row": row, "num_rows": 3, "valid": valid}
+    blocks = accumulate_bins(confidence, correct, **options)
+    monkeypatch.setattr(binning, "_BLOCK", confidence.numel())
+    whole = accumulate_bins(confidence, correct, **options)
+    assert torch.equal(blocks.count, whole.count)
+    assert torch.equal(blocks.correct, whole.correct)
+    torch.testing.assert_close(blocks.confidence, whole.confidence, rtol=1e-12, atol=0)
 
 
 def test_accumulate_bins_what_does_not_count_may_be_anything():
