@@ -201,7 +201,7 @@ def _findings(evaluation: Evaluation) -> list[str]:
 def _score_rows(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
     """Two tables: overlap per case averaged, and pooled measures with one column per region."""
     overlap = []
-    for key, name in (("dice", "Dice"), ("iou", "IoU (Jaccard index)"), ("soft_dice", "Soft Dice")):
+    for key, name in (("dice", "Dice"), ("iou", "IoU"), ("soft_dice", "Soft Dice")):
         if key in evaluation.mean:
             values = np.array([row[key] for row in evaluation.cases], dtype=float)
             values = values[np.isfinite(values)]
