@@ -1,0 +1,293 @@
+"""Command lines: find the configs, check every override before anything runs, build objects from them.
+
+A typing mistake costs a second here and a day on a cluster, so nothing starts before every key, type and choice has been looked at, in each job of a sweep.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import itertools
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from densecal.registry import near_matches
+from densecal.resources import configs_dir
+
+__all__ = ["CommandError", "accepted", "build", "command", "prepare_arguments"]
+
+_INT_IS_FLOAT = BeartypeConf(is_pep484_tower=True)
+
+
+class CommandError(ValueError):
+    """What the user can mend, in one line; shown without a traceback."""
+
+
+def command(config_name: str, run: Callable[[DictConfig], Any]) -> None:
+    """Run a command's body under Hydra on the checked command line; errors of the user's are one line and exit status 1."""
+    try:
+        sys.argv[1:] = prepare_arguments(sys.argv[1:], config_name)
+    except CommandError as error:
+        raise SystemExit(f"error: {error}") from None
+
+    def body(config: DictConfig) -> None:
+        # Hydra would log a traceback for an exception and turn it into its own exit; SystemExit passes through with its text.
+        try:
+            run(config)
+        except CommandError as error:
+            raise SystemExit(f"error: {error}") from None
+
+    hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name=config_name)(body)()
+
+
+def prepare_arguments(argv: Sequence[str], config_name: str) -> list[str]:
+    """Register the cards, check every override of a command line, and return the line as Hydra takes it.
+
+    Args:
+        argv: Arguments after the program's name.
+        config_name: The primary config, ``"train"`` for example.
+
+    Returns:
+        The same arguments; a key that the constructor has but the YAML does not list gets Hydra's ``++``.
+
+    Raises:
+        CommandError: Unknown key, group or choice (naming the nearest), wrong type, value outside the allowed ones, malformed override.
+    """
+    args, unknown = get_args_parser().parse_known_args(list(argv))
+    if unknown:
+        raise CommandError(f"Unknown option {unknown[0]!r}. Settings are written key=value, for example loss=svls; --help lists the options.")
+    if args.help or args.hydra_help or args.version or args.info or args.shell_completion:
+        _register_cards([])
+        return list(argv)
+    overrides = _register_cards(args.overrides)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(configs_dir())):
+        extra = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
+        try:
+            additions = _check_overrides(overrides, extra, args.config_name or config_name, sweep=args.multirun)
+        finally:
+            GlobalHydra.instance().clear()
+    rewritten = {old: new for old, new in zip(args.overrides, overrides, strict=True)}
+    return [additions.get(rewritten.get(arg, arg), rewritten.get(arg, arg)) for arg in argv]
+
+
+def _register_cards(overrides: Sequence[str]) -> list[str]:
+    """Make every data set card a choice of the group ``data``; a path to a card of the user's own becomes one too."""
+    from densecal.data.card import card_names, load_card
+
+    store = ConfigStore.instance()
+    for name in card_names():
+        store.store(group="data", name=name, node=OmegaConf.structured(load_card(name)))
+    result = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "data" and value.endswith((".yaml", ".yml")):
+            try:
+                card = load_card(value)
+            except (ValueError, OSError) as error:
+                raise CommandError(str(error)) from None
+            store.store(group="data", name=Path(value).stem, node=OmegaConf.structured(card))
+            override = f"data={Path(value).stem}"
+        result.append(override)
+    return result
+
+
+def _check_overrides(overrides: list[str], extra: list[str], config_name: str, *, sweep: bool) -> dict[str, str]:
+    loader = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = []
+    for override in overrides:
+        try:
+            parsed += parser.parse_overrides([override])
+        except HydraException:
+            raise CommandError(f"Cannot read {override!r}. Settings are written key=value; quote values with spaces or brackets: 'key=[1,2]'.") from None
+
+    ours = [o for o in parsed if not o.key_or_group.startswith("hydra.")]
+    groups = [o for o in ours if loader.list_groups(o.key_or_group.rpartition("/")[0]).count(o.key_or_group.rpartition("/")[2])]
+    groups += [o for o in ours if o not in groups and loader.get_group_options(o.key_or_group)]
+    for override in groups:
+        options = loader.get_group_options(override.key_or_group)
+        for choice in _values(override):
+            for name in choice if isinstance(choice, list) else [choice]:
+                if name is not None and str(name) not in options:
+                    raise CommandError(f"No {override.key_or_group} {str(name)!r}. {near_matches(str(name), options)}")
+
+    additions: dict[str, str] = {}
+    for combination in _combinations(ours, sweep=sweep):
+        lines = dict(zip([id(o) for o in ours], combination, strict=True))
+        chosen = [lines[id(o)] for o in groups]
+        base = _compose(config_name, chosen + extra)
+        settings = []
+        for override in ours:
+            if override in groups:
+                continue
+            line = lines[id(override)]
+            if not (override.is_add() or override.is_force_add() or override.is_delete()) and not _has(base, override.key_or_group):
+                if not _constructor_takes(base, override.key_or_group):
+                    raise CommandError(f"Unknown setting {override.key_or_group!r}. {_nearest_key(base, override.key_or_group)}")
+                additions[override.input_line or line] = f"++{override.input_line or line}"
+                line = f"++{line}"
+            settings.append(line)
+        _check_constructors(_compose(config_name, chosen + settings + extra))
+    return additions
+
+
+def _values(override: Override) -> list[Any]:
+    value = override.value()
+    return list(override.sweep_iterator()) if override.is_sweep_override() else [value]
+
+
+def _combinations(overrides: list[Override], *, sweep: bool) -> Iterator[tuple[str, ...]]:
+    """The override lines of each job."""
+    lines = []
+    for override in overrides:
+        if override.is_sweep_override():
+            if not sweep:
+                raise CommandError(f"{override.input_line!r} has several values. Add -m to run one job for each, or quote it: '{override.key_or_group}=[...]'.")
+            key = override.get_key_element()
+            lines.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            lines.append([override.input_line or ""])
+    yield from itertools.product(*lines)
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+    try:
+        return hydra.compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error.__cause__ or error).strip().splitlines()
+        key = next((line.partition(":")[2].strip() for line in text if line.strip().startswith("full_key:")), "")
+        raise CommandError(f"{key + ': ' if key else ''}{text[0]}") from None
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    node: Any = config
+    for part in key.split("."):
+        if isinstance(node, DictConfig) and part in node:
+            node = node._get_node(part)
+        elif isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+            node = node._get_node(int(part))
+        else:
+            return False
+    return True
+
+
+def _constructor_takes(config: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else None
+    return isinstance(node, DictConfig) and "_target_" in node and name in _parameters(_locate(node["_target_"], parent))
+
+
+def _nearest_key(config: DictConfig, key: str) -> str:
+    keys = list(_keys(config))
+    last = key.rpartition(".")[2]
+    near = [k for k in keys if k.rpartition(".")[2] == last] or difflib.get_close_matches(key, keys, n=3)
+    near = near or [k for k in keys if k.rpartition(".")[2] in difflib.get_close_matches(last, {k.rpartition(".")[2] for k in keys}, n=2)]
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in keys if k.rpartition(".")[0] == parent]
+    hint = f"Did you mean {' or '.join(repr(k) for k in near[:3])}? " if near else ""
+    where = f"Settings of {parent!r}" if parent and siblings else "Settings"
+    return f"{hint}{where}: {', '.join(sorted(k.rpartition('.')[2] for k in siblings) or sorted(str(k) for k in config))}."
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    if not isinstance(config, DictConfig):
+        return
+    for name in config:
+        if name in ("_target_", "_partial_", "hydra"):
+            continue
+        yield f"{prefix}{name}"
+        if not OmegaConf.is_missing(config, name):
+            yield from _keys(config._get_node(name), f"{prefix}{name}.")
+    if "_target_" in config:
+        yield from (f"{prefix}{name}" for name in _parameters(_locate(config["_target_"], prefix)) if name not in config)
+
+
+def _check_constructors(config: DictConfig) -> None:
+    """Hold the arguments of every ``_target_`` against its signature and type hints."""
+    for path, node in _targets(OmegaConf.to_container(config, resolve=False), ""):
+        target = _locate(node["_target_"], path)
+        parameters = _parameters(target)
+        hints = _hints(target)
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values()):
+            parameters = None
+        for name, value in node.items():
+            if name.startswith("_"):
+                continue
+            if parameters is not None and name not in parameters:
+                raise CommandError(f"{path}.{name}: {node['_target_']} has no such argument. {near_matches(name, parameters)}")
+            if name in hints and not _fits(value, hints[name]):
+                raise CommandError(f"{path}.{name}: expected {_spell(hints[name])}, but got {value!r}.")
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    if isinstance(node, Mapping) and "_target_" in node:
+        yield path, node
+    for name, child in children:
+        yield from _targets(child, f"{path}.{name}" if path else str(name))
+
+
+def _locate(target: str, path: str) -> Callable[..., Any]:
+    try:
+        return hydra.utils.get_object(target)
+    except Exception as error:
+        raise CommandError(f"{path.rstrip('.')}._target_: cannot import {target!r} ({str(error).splitlines()[0]}).") from None
+
+
+def _parameters(target: Callable[..., Any]) -> list[str]:
+    return [p.name for p in inspect.signature(target).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)  # type: ignore[misc]
+    except Exception:
+        return {}  # a third party's annotation that cannot be resolved; its constructor still checks
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True
+    if isinstance(value, str) and "${" in value:
+        return True
+    try:
+        return any(is_bearable(candidate, hint, conf=_INT_IS_FLOAT) for candidate in ([value, tuple(value)] if isinstance(value, list) else [value]))
+    except Exception:
+        return True  # a hint that cannot be checked at run time
+
+
+def _spell(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {typing.get_args(hint)}"
+    return inspect.formatannotation(hint).replace("collections.abc.", "").replace("typing.", "")
+
+
+def accepted(target: str, **arguments: Any) -> dict[str, Any]:
+    """Those of ``arguments`` that the constructor of a ``_target_`` has: what the task knows and a config need not repeat."""
+    names = _parameters(hydra.utils.get_object(target))
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+def build(node: DictConfig, name: str, **known: Any) -> Any:
+    """Instantiate a ``_target_`` node, handing it what the task knows; its refusal becomes one line that names the setting."""
+    try:
+        return hydra.utils.instantiate(node, **accepted(node["_target_"], **known), _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise CommandError(f"{name}: {str(cause).splitlines()[0]}") from cause

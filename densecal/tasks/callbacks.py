@@ -1,0 +1,90 @@
+"""Callbacks of a run: randomness without history, and a log that survives a restart."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from densecal.seeds import derive_seed
+
+__all__ = ["CompactProgressBar", "History", "StatelessRandomness", "write_text_atomically"]
+
+
+class StatelessRandomness(L.Callback):
+    """Seed torch's generators from (seed, epoch, batch, rank) before each training batch.
+
+    Dropout and every other draw in the step then depend on where training is, not on how it got there, so a resumed run repeats the draws of an
+    uninterrupted one. Lightning's checkpoints hold no generator state.
+
+    Args:
+        seed: Seed of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(derive_seed(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank))
+
+
+class History(L.Callback):
+    """One row an epoch of everything that was logged, in ``metrics.csv`` and in the checkpoint.
+
+    The rows are part of the checkpoint's state: a resumed run continues the table exactly where its checkpoint left it, and the file is rewritten whole and
+    atomically, so it never holds an epoch twice or half a line.
+
+    Args:
+        path: The CSV file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self._started = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        optimizer = trainer.optimizers[0]
+        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": optimizer.param_groups[0]["lr"]}
+        row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        row["seconds"] = round(time.perf_counter() - self._started, 3)
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            columns = list(dict.fromkeys(name for r in self.rows for name in r))
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_text_atomically(self.path, text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+
+class CompactProgressBar(TQDMProgressBar):
+    """Lightning's bar without the version number: loss and validation figures beside the count."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        items = dict(super().get_metrics(trainer, pl_module))
+        items.pop("v_num", None)
+        return items
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a file beside its place, then rename it, so that a reader sees the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,46 @@
+"""Checkpoints that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+__all__ = ["AtomicCheckpointIO", "find_checkpoint"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place, flush it to the disk, then rename it.
+
+    Lightning's own writes to the system's temporary folder and moves the file from there, which is a copy where that folder lies on another disk: a process
+    killed in the copy leaves half a checkpoint under the good one's name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+
+
+def find_checkpoint(run: Path, name: str = "last") -> Path:
+    """The checkpoint ``name`` (``"best"`` or ``"last"``) of a run directory, or ``run`` itself where it is a checkpoint file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if run.is_file():
+        return run
+    path = run / "checkpoints" / f"{name}.ckpt"
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.glob("*.ckpt"))
+        found = f"Found {', '.join(there)}." if there else "It holds no finished epoch."
+        raise FileNotFoundError(f"No checkpoint {path}. {found if run.is_dir() else 'There is no such run directory.'}")
+    return path
