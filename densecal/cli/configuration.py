@@ -20,16 +20,21 @@ from beartype.door import is_bearable
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from densecal.cli.settings import register_settings
 from densecal.registry import near_matches
 from densecal.resources import configs_dir
 
-__all__ = ["CommandError", "accepted", "build", "command", "prepare_arguments"]
+__all__ = ["CommandError", "accepted", "build", "command", "given_settings", "prepare_arguments"]
+
+_CARD_PATHS: list[str] = []
+"""Cards of the user's own that this command line names by their files."""
 
 _INT_IS_FLOAT = BeartypeConf(is_pep484_tower=True)
 
@@ -40,12 +45,19 @@ class CommandError(ValueError):
 
 def command(config_name: str, run: Callable[[DictConfig], Any]) -> None:
     """Run a command's body under Hydra on the checked command line; errors of the user's are one line and exit status 1."""
+    register_settings()
     try:
         sys.argv[1:] = prepare_arguments(sys.argv[1:], config_name)
     except CommandError as error:
         raise SystemExit(f"error: {error}") from None
 
+    folder = get_args_parser().parse_known_args(sys.argv[1:])[0].config_dir
+    options = ["--config-dir", folder] if folder else []
+
     def body(config: DictConfig) -> None:
+        # A launcher that starts further processes repeats this job's command line, whichever job of a sweep it is, in the user's words.
+        cards = {f"data={Path(card).stem}": f"data={card}" for card in _CARD_PATHS}
+        sys.argv[1:] = [*options, *(cards.get(override, override) for override in HydraConfig.get().overrides.task)]
         # Hydra would log a traceback for an exception and turn it into its own exit; SystemExit passes through with its text.
         try:
             run(config)
@@ -71,7 +83,7 @@ def prepare_arguments(argv: Sequence[str], config_name: str) -> list[str]:
     args, unknown = get_args_parser().parse_known_args(list(argv))
     if unknown:
         raise CommandError(f"Unknown option {unknown[0]!r}. Settings are written key=value, for example loss=svls; --help lists the options.")
-    if args.help or args.hydra_help or args.version or args.info or args.shell_completion:
+    if args.help or args.hydra_help or args.info or args.shell_completion:
         _register_cards([])
         return list(argv)
     overrides = _register_cards(args.overrides)
@@ -102,6 +114,7 @@ def _register_cards(overrides: Sequence[str]) -> list[str]:
             except (ValueError, OSError) as error:
                 raise CommandError(str(error)) from None
             store.store(group="data", name=Path(value).stem, node=OmegaConf.structured(card))
+            _CARD_PATHS.append(value)
             override = f"data={Path(value).stem}"
         result.append(override)
     return result
@@ -291,3 +304,10 @@ def build(node: DictConfig, name: str, **known: Any) -> Any:
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise CommandError(f"{name}: {str(cause).splitlines()[0]}") from cause
+
+
+def given_settings() -> tuple[dict[str, str], list[str]]:
+    """What this job's command line sets: the groups it chooses from (``{"loss": "svls"}``), and the keys of its other settings."""
+    made = HydraConfig.get().runtime.choices
+    keys = [override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task]
+    return {key: str(made[key]) for key in keys if key in made}, [key for key in keys if key not in made]

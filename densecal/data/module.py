@@ -101,15 +101,16 @@ class SegmentationData(L.LightningDataModule):
         return self._loader(dataset, sampler, self.card.batch_size, self.card.num_workers)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self._whole_volumes("val")
+        return self.whole_volumes("val")
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self._whole_volumes("test")
+        return self.whole_volumes("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self._whole_volumes("test")
+        return self.whole_volumes("test")
 
-    def _whole_volumes(self, split: str) -> DataLoader[dict[str, Any]]:
+    def whole_volumes(self, split: str) -> DataLoader[dict[str, Any]]:
+        """The cases of a split one by one, those of this rank."""
         dataset = self.dataset(split)
         rank, world_size = self._place()
         # Cached volumes are ready as they are; sending them through a worker would only copy them.

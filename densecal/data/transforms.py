@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,15 @@ def eval_transforms(card: DataCard, *, label: bool = True) -> Compose:
     return Compose([prepare_transforms(card, label=label), *([DecodeLabeld(card)] if label else [])]).flatten()
 
 
-def load_image(path: Path | str, card: DataCard) -> tuple[MetaTensor, Compose]:
-    """An image file without a label, as the network takes it.
+def load_image(path: Path | str | Sequence[Path | str], card: DataCard) -> tuple[MetaTensor, Compose]:
+    """An image file without a label, as the network takes it; several files are stacked as channels.
 
     Returns:
         The image, float32 ``(C, X, Y, Z)``, and the transform that made it, for :func:`restore`.
     """
     transform = eval_transforms(card, label=False)
-    return transform({"image": [str(path)]})["image"], transform
+    paths = [path] if isinstance(path, (str, Path)) else path
+    return transform({"image": [str(p) for p in paths]})["image"], transform
 
 
 def restore(probabilities: Tensor, image: MetaTensor, transform: Compose) -> Tensor:

@@ -107,7 +107,10 @@ class CompoundLoss(nn.Module):
             TypeError: If ``logits`` are not floating.
             ValueError: If shapes do not fit, a label is out of range (checked on a CPU), or a side input is missing.
         """
-        parts = self.terms(logits, target, context=context)
+        return self.total(self.terms(logits, target, context=context))
+
+    def total(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of what :meth:`terms` gave: the loss, without computing the parts again."""
         total: Tensor | None = None
         for name, value in parts.items():
             weighted = self.weights[name] * value

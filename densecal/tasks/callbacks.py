@@ -12,9 +12,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from densecal.files import write_atomically
 from densecal.seeds import derive_seed
 
-__all__ = ["CompactProgressBar", "History", "StatelessRandomness", "write_text_atomically"]
+__all__ = ["CompactProgressBar", "ConfigInCheckpoint", "EpochLines", "History", "StatelessRandomness"]
 
 
 class StatelessRandomness(L.Callback):
@@ -64,7 +65,7 @@ class History(L.Callback):
             writer = csv.DictWriter(text, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
-            write_text_atomically(self.path, text.getvalue())
+            write_atomically(self.path, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": [dict(row) for row in self.rows]}
@@ -82,9 +83,37 @@ class CompactProgressBar(TQDMProgressBar):
         return items
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file beside its place, then rename it, so that a reader sees the old text or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+class EpochLines(L.Callback):
+    """One line per epoch, for logs and terminals that cannot redraw a bar."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._first_epoch = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started, self._first_epoch = time.perf_counter(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
+        shown = [(name, trainer.callback_metrics.get(name)) for name in ("train/loss", "val/dice", "val/ece")]
+        numbers = "  ".join(f"{name} {float(value):.4f}" for name, value in shown if value is not None)
+        left = (time.perf_counter() - self._started) / (done - self._first_epoch) * (total - done)
+        minutes, seconds = divmod(round(left), 60)
+        print(f"epoch {done}/{total}  {numbers}  {minutes}:{seconds:02} left", flush=True)
+
+
+class ConfigInCheckpoint(L.Callback):
+    """Store the run's config in every checkpoint, so that a checkpoint alone is enough to build its network.
+
+    Args:
+        config: The resolved config, as plain Python containers.
+        version: Version of densecal.
+    """
+
+    def __init__(self, config: dict[str, Any], version: str) -> None:
+        self.content = {"version": version, "config": config}
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["densecal"] = self.content

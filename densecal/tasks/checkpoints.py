@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-__all__ = ["AtomicCheckpointIO", "find_checkpoint"]
+__all__ = ["AtomicCheckpointIO"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -28,19 +28,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
-
-
-def find_checkpoint(run: Path, name: str = "last") -> Path:
-    """The checkpoint ``name`` (``"best"`` or ``"last"``) of a run directory, or ``run`` itself where it is a checkpoint file.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    if run.is_file():
-        return run
-    path = run / "checkpoints" / f"{name}.ckpt"
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.ckpt"))
-        found = f"Found {', '.join(there)}." if there else "It holds no finished epoch."
-        raise FileNotFoundError(f"No checkpoint {path}. {found if run.is_dir() else 'There is no such run directory.'}")
-    return path

@@ -1,0 +1,331 @@
+"""The body of ``densecal-train``: from a data set card to a trained network and a report on how far its confidence can be believed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import densecal
+from densecal.cli.configuration import CommandError, build, given_settings
+from densecal.cli.evaluation import evaluate_run
+from densecal.data import DataCard, DataProblems, SegmentationData
+from densecal.files import write_atomically
+from densecal.inference import OUTPUTS, SlidingWindow
+from densecal.metrics import SegmentationEvaluation
+from densecal.registry import near_matches
+from densecal.runs import find_checkpoint, find_latest_run, new_run_dir, provenance, read_checkpoint, read_record, write_record
+from densecal.seeds import derive_seed
+from densecal.tasks import (
+    AtomicCheckpointIO,
+    CompactProgressBar,
+    ConfigInCheckpoint,
+    EpochLines,
+    History,
+    SegmentationTask,
+    StatelessRandomness,
+)
+
+__all__ = ["train"]
+
+_OURS = {
+    "callbacks": "densecal sets the callbacks",
+    "logger": "densecal logs to metrics.csv and TensorBoard",
+    "plugins": "densecal sets the plugins",
+    "default_root_dir": "output_dir= says where runs go",
+    "use_distributed_sampler": "densecal's loaders divide the cases themselves",
+    "fast_dev_run": "for a quick try: trainer.max_epochs=1 trainer.limit_train_batches=2",
+    "enable_checkpointing": "a run without checkpoints cannot be tested or resumed",
+}
+"""Arguments of lightning.Trainer that a run sets itself."""
+
+_HIGHER_IS_BETTER = ("dice", "iou", "soft_dice", "accuracy")
+
+_MAY_CHANGE = (
+    ("trainer.", "inference.")
+    + tuple(f"data.{key}" for key in ("root", "test_root", "epochs", "num_workers", "cache", "download"))
+    + ("evaluate", "predictions", "output_dir", "experiment_name", "resume")
+)
+"""Settings that a resumed run may have anew: what was trained so far does not depend on them."""
+
+
+@dataclass
+class _Run:
+    """Where a run lies, and the checkpoint it goes on from."""
+
+    config: DictConfig
+    folder: Path | None = None
+    checkpoint: Path | None = None
+
+
+def train(config: DictConfig) -> Path:
+    """Train, test and report.
+
+    Nothing is written before the data are checked and the network, the loss and everything else have been built.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        CommandError: What the user can mend.
+    """
+    _quiet()
+    try:
+        choices, values = given_settings()
+        run = _resume(config, choices, values) if config.resume is not None else _Run(config)
+        config = run.config
+        _check(config)
+        card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
+        assert isinstance(card, DataCard)
+        L.seed_everything(config.seed, verbose=False)
+        data = SegmentationData(card, seed=config.seed, progress=sys.stderr.isatty())
+        task = _build_task(config, card, data)
+        if run.folder is not None:
+            _check_same_cases(run.folder, data)
+        first = getattr(rank_zero_only, "rank", None) in (0, None)
+        # The other ranks never use their own guess: Lightning hands them rank 0's.
+        folder = run.folder or (new_run_dir(Path(config.output_dir), _experiment_name(config)) if first else Path(config.output_dir))
+    except (ValueError, OSError, DataProblems) as error:
+        raise CommandError(str(error)) from None
+    try:
+        config.data.root = str(data.root.resolve())
+        content = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(content, dict)
+        history = History(folder / "metrics.csv")
+        trainer = _build_trainer(config, card, data, folder, history, ConfigInCheckpoint(content, densecal.__version__), run.checkpoint)
+    except (CommandError, ValueError, OSError) as error:
+        if first and run.folder is None:
+            os.removedirs(folder)
+        raise CommandError(str(error)) from None
+
+    if trainer.is_global_zero:
+        _begin(folder, config, content, data, run.checkpoint)
+        _announce(config, data, task, folder, run.checkpoint)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True if run.checkpoint else None)
+    except SystemExit:
+        if trainer.is_global_zero:
+            print(f"\nStopped. Go on with resume={folder}", flush=True)
+        raise
+    folder = trainer.strategy.broadcast(folder)
+    evaluate_run(folder, data, config, task=task, trainer=trainer, history=history)
+    return folder
+
+
+def _check(config: DictConfig) -> None:
+    for name, allowed in (("evaluate", ("best", "last")), ("monitor_mode", ("auto", "max", "min"))):
+        if config[name] not in allowed:
+            raise CommandError(f"{name}: expected one of {allowed}, but got {config[name]!r}.")
+    if unknown := [name for name in config.predictions if name not in OUTPUTS]:
+        raise CommandError(f"predictions: expected any of {OUTPUTS}, but got {unknown[0]!r}.")
+    for name, reason in _OURS.items():
+        if config.trainer.get(name) is not None:
+            raise CommandError(f"trainer.{name} cannot be set: {reason}.")
+
+
+def _experiment_name(config: DictConfig) -> str:
+    choices = HydraConfig.get().runtime.choices
+    return str(config.experiment_name or _stem(choices, "experiment") or f"{config.data.name}_{_stem(choices, 'loss')}")
+
+
+def _stem(choices: Mapping[str, Any], group: str) -> str:
+    choice = choices.get(group)
+    return "" if choice in (None, "null", "None") else str(choice).replace("/", "_")
+
+
+def _build_task(config: DictConfig, card: DataCard, data: SegmentationData) -> SegmentationTask:
+    known = {"in_channels": card.image_channels, "num_classes": data.schema.num_classes, "spatial_dims": card.spatial_dims}
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    model: nn.Module = build(config.model, "model", **known)
+    loss: nn.Module = build(config.loss, "loss", ignore_index=data.schema.ignore_index, num_classes=data.schema.num_classes)
+    window: SlidingWindow = build(config.inference, "inference", patch_size=list(card.patch_size))
+    task = SegmentationTask(
+        model,
+        loss,
+        data.schema,
+        window,
+        optimizer=build(config.optimizer, "optimizer"),
+        scheduler=build(config.scheduler, "scheduler") if config.scheduler else None,
+        num_bins=config.num_bins,
+        foreground_radius=card.foreground_radius,
+    )
+    try:
+        task.make_optimizer([nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"optimizer: {error}") from None
+    scores = {f"val/{name}" for name in _probe(task, card)}
+    if config.monitor not in scores:
+        raise CommandError(f"monitor: no score {config.monitor!r}. {near_matches(config.monitor, scores)}")
+    return task
+
+
+@torch.no_grad()
+def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
+    """Send one empty patch through network, loss and metrics, so that what does not fit shows before the run begins; return the names of the scores."""
+    image = torch.zeros(1, card.image_channels, *card.patch_size)
+    patch = " x ".join(str(n) for n in card.patch_size)
+    task.eval()
+    try:
+        logits = task(image)
+    except Exception as error:
+        raise CommandError(
+            f"model: cannot take patches of {patch} voxels ({str(error).splitlines()[0].rstrip('.')}). "
+            "Choose data.patch_size=[...] divisible by the product of the network's strides: 8 for the default unet, 32 for swin_unetr."
+        ) from None
+    expected = (1, task.schema.num_classes, *card.patch_size)
+    if tuple(logits.shape) != expected:
+        raise CommandError(f"model: expected logits of shape {expected} for a patch of {patch} voxels, but got {tuple(logits.shape)}.")
+    label = torch.zeros(1, 1, *card.patch_size, dtype=torch.long)
+    if card.soft_labels:
+        label = torch.zeros(expected)
+        label[:, 0] = 1
+    batch = {"image": image, "label": label, "case_index": torch.zeros(1, dtype=torch.long), "case_id": ["probe"], "spacing": torch.ones(1, 3)}
+    try:
+        task.losses(logits, batch)
+    except Exception as error:
+        raise CommandError(f"loss: {str(error).splitlines()[0]}") from None
+    task.train()
+    evaluation = SegmentationEvaluation(task.schema)
+    evaluation.update(logits.softmax(dim=1), label, batch["case_index"])
+    return list(evaluation.compute().scalars())
+
+
+def _build_trainer(
+    config: DictConfig, card: DataCard, data: SegmentationData, folder: Path, history: History, record: ConfigInCheckpoint, checkpoint: Path | None
+) -> L.Trainer:
+    options: dict[str, Any] = {"dirpath": folder / "checkpoints", "save_on_train_epoch_end": True, "enable_version_counter": False}
+    higher = config.monitor.removeprefix("val/").startswith(_HIGHER_IS_BETTER)
+    mode = {"auto": "max" if higher else "min"}.get(config.monitor_mode, config.monitor_mode)
+    best = [ModelCheckpoint(filename="best", monitor=config.monitor, mode=mode, **options)] if data.splits["val"] else []
+    progress = CompactProgressBar(leave=False) if sys.stderr.isatty() else EpochLines()
+    step = read_checkpoint(checkpoint)["global_step"] if checkpoint else None
+    try:
+        return build(
+            config.trainer,
+            "trainer",
+            max_epochs=config.trainer.max_epochs or card.epochs,
+            callbacks=[StatelessRandomness(config.seed), history, record, progress, *best, ModelCheckpoint(filename="last", **options)],
+            logger=TensorBoardLogger(folder, name="", version="tensorboard", purge_step=step),
+            plugins=[AtomicCheckpointIO()],
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stderr.isatty(),
+            default_root_dir=folder,
+        )
+    except (RuntimeError, ImportError) as error:
+        raise CommandError(f"trainer: {str(error).splitlines()[0]}") from None
+
+
+def _begin(folder: Path, config: DictConfig, content: dict[str, Any], data: SegmentationData, checkpoint: Path | None) -> None:
+    """Write what the run is; a run that goes on keeps its record and loses its old report."""
+    if checkpoint is not None:
+        (folder / "report.html").unlink(missing_ok=True)
+        for partial in folder.glob("checkpoints/.*.partial"):
+            partial.unlink()
+        record = read_record(folder)
+        write_record(folder, record | {"resumed": [*record.get("resumed", []), _now()]})
+    else:
+        choices = {group: str(choice) for group, choice in HydraConfig.get().runtime.choices.items() if not group.startswith("hydra/")}
+        write_record(folder, {"started": _now(), "choices": choices, **provenance()})
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(content)))
+    splits = {name: [case.id for case in cases] for name, cases in data.splits.items()}
+    write_atomically(folder / "splits.json", json.dumps(splits, indent=2) + "\n")
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _announce(config: DictConfig, data: SegmentationData, task: SegmentationTask, folder: Path, checkpoint: Path | None) -> None:
+    card = data.card
+    sizes = ", ".join(f"{len(data.splits[name])} {word}" for name, word in (("train", "to train on"), ("val", "to validate"), ("test", "to test")))
+    patch = " x ".join(str(n) for n in card.patch_size)
+    print(f"data    {card.name}: {sizes}; patches of {patch} voxels")
+    print(f"model   {config.model._target_.rpartition('.')[2]}, {sum(p.numel() for p in task.model.parameters()) / 1e6:.2f} million parameters")
+    print(f"loss    {config.loss._target_.rpartition('.')[2]}")
+    epoch = f", from the end of epoch {read_checkpoint(checkpoint)['epoch'] + 1}" if checkpoint else ""
+    print(f"run     {folder}{epoch}", flush=True)
+
+
+def _resume(config: DictConfig, choices: Mapping[str, str], values: list[str]) -> _Run:
+    """The run to go on with, and its config with what the command line may change.
+
+    Raises:
+        CommandError: If the command line asks for another run than the one it names.
+        FileNotFoundError: If there is no such run, or no checkpoint in it.
+    """
+    if config.resume == "latest":
+
+        def fits(folder: Path) -> bool:
+            return _conflict(folder, config, choices, values) is None
+
+        folder = find_latest_run(Path(config.output_dir), fits)
+    else:
+        folder = Path(config.resume)
+        if conflict := _conflict(folder, config, choices, values):
+            raise CommandError(f"{conflict} Leave it out to go on with that run, or leave out resume= to start a new one.")
+    checkpoint = find_checkpoint(folder, "last")
+    read_checkpoint(checkpoint)
+    saved = _saved_config(folder)
+    for key in values:
+        OmegaConf.update(saved, key, OmegaConf.select(config, key), force_add=True)
+    return _Run(saved, folder, checkpoint)
+
+
+def _saved_config(folder: Path) -> DictConfig:
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _conflict(folder: Path, config: DictConfig, choices: Mapping[str, str], values: list[str]) -> str | None:
+    """What the command line asks for that the run in ``folder`` is not."""
+    record, saved = read_record(folder), _saved_config(folder)
+    for group, choice in choices.items():
+        if record["choices"].get(group) != choice and group != "trainer":
+            return f"{group}={choice}: the run in {folder} was made with {group}={record['choices'].get(group)}."
+    for key in values:
+        was, now = OmegaConf.select(saved, key), OmegaConf.select(config, key)
+        if was != now and not key.startswith(_MAY_CHANGE):
+            return f"{key}={now}: the run in {folder} was made with {key}={was}."
+    return None
+
+
+def _check_same_cases(folder: Path, data: SegmentationData) -> None:
+    saved = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
+    for name in ("train", "val"):
+        if saved[name] != [case.id for case in data.splits[name]]:
+            raise CommandError(f"{folder}: the data set's {name} cases are not those the run began with (see splits.json there). Start a new run.")
+
+
+def _quiet() -> None:
+    """Leave out what Lightning and torch say about themselves; warnings about the run stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for text in (
+        r".*does not have many workers.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*number of training batches .* is smaller than the logging interval.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
+        r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`.*",
+        r".*Using a non-tuple sequence for multidimensional indexing.*",
+        r".*across ranks is zero.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)

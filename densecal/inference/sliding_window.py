@@ -1,0 +1,88 @@
+"""Whole volumes through a network that was trained on patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor, nn
+
+from densecal.checks import check_choice, check_positive, plain
+
+__all__ = ["SlidingWindow", "full_resolution"]
+
+BLENDING = ("gaussian", "constant")
+
+
+def full_resolution(outputs: Tensor | Sequence[Tensor], spatial_dims: int) -> Tensor:
+    """The logits ``(N, C, *spatial)`` of a network's outputs: the first of several resolutions, as a list or stacked ``(N, K, C, *spatial)``."""
+    if isinstance(outputs, (list, tuple)):
+        return outputs[0]
+    assert isinstance(outputs, Tensor)
+    return outputs[:, 0] if outputs.ndim == spatial_dims + 3 else outputs
+
+
+class SlidingWindow:
+    """Predict patch by patch and average the *probabilities* where patches overlap.
+
+    Averaged logits are not the logits of an average: a window that is sure of itself outvotes the others, and the result is over-confident where they
+    disagree. The mean of the windows' distributions is the distribution of the mixture.
+
+    Args:
+        patch_size: Side of the windows per axis, in voxels. Volumes smaller than a window are padded with zeros, as in training, and cropped back.
+        overlap: Share of a window that the next one covers again, in [0, 1).
+        blending: ``"gaussian"`` weighs the middle of a window more than its border; ``"constant"`` weighs all alike.
+        batch_size: Windows that go through the network together.
+
+    Raises:
+        ValueError: If an option is out of its range.
+
+    Example:
+        >>> window = SlidingWindow((8, 8, 8))
+        >>> probs = window(nn.Conv3d(1, 3, 1), torch.zeros(1, 1, 12, 9, 8))
+        >>> probs.shape, bool((probs.sum(1) - 1).abs().max() < 1e-5)
+        (torch.Size([1, 3, 12, 9, 8]), True)
+    """
+
+    def __init__(
+        self,
+        patch_size: Sequence[int],
+        *,
+        overlap: float = 0.5,
+        blending: Literal["gaussian", "constant"] = "gaussian",
+        batch_size: int = 4,
+    ) -> None:
+        check_choice("blending", blending, BLENDING)
+        check_positive("batch_size", batch_size)
+        for side in patch_size:
+            check_positive("patch_size", side)
+        if not 0 <= overlap < 1:
+            raise ValueError(f"Expected `overlap` in [0, 1), but got {overlap}.")
+        self.patch_size = tuple(patch_size)
+        self.overlap = overlap
+        self.blending = blending
+        self.batch_size = batch_size
+
+    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
+        """Probabilities of a volume.
+
+        Args:
+            model: Network from ``(N, C_in, *patch)`` to logits ``(N, C, *patch)``, in evaluation mode.
+            image: ``(N, C_in, *spatial)``.
+
+        Returns:
+            ``(N, C, *spatial)``, float32, in [0, 1], summing to 1 over C.
+        """
+        spatial_dims = len(self.patch_size)
+
+        def probs(patch: Tensor) -> Tensor:
+            return full_resolution(model(patch), spatial_dims).float().softmax(dim=1)
+
+        result = sliding_window_inference(
+            plain(image), self.patch_size, self.batch_size, probs, overlap=self.overlap, mode=self.blending, padding_mode="constant"
+        )
+        assert isinstance(result, Tensor)
+        # A weighted mean of distributions sums to 1 up to rounding, which the Gaussian's small weights can make visible.
+        return result / result.sum(dim=1, keepdim=True)

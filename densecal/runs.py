@@ -1,0 +1,121 @@
+"""The folder of a run: where it is made, what lies in it, how it is found again."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import densecal
+from densecal.files import write_atomically
+
+__all__ = ["find_checkpoint", "find_latest_run", "new_run_dir", "provenance", "read_checkpoint", "read_record", "write_record"]
+
+RECORD = "run.json"
+_PACKAGES = ("torch", "lightning", "monai", "torchmetrics", "hydra-core", "nibabel", "numpy", "scipy")
+
+
+def new_run_dir(output_dir: Path, experiment: str) -> Path:
+    """Make ``<output_dir>/<experiment>/<time>``; runs that start in the same second get a number."""
+    stem = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1, 1000):
+        folder = output_dir / experiment / (stem if attempt == 1 else f"{stem}_{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"{output_dir / experiment}: a thousand runs started in one second.")
+
+
+def write_record(run: Path, record: Mapping[str, Any]) -> None:
+    """Write ``run.json``: how the run was started and with what."""
+    write_atomically(run / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Read ``run.json``.
+
+    Raises:
+        FileNotFoundError: If ``run`` is no run directory.
+    """
+    path = run / RECORD
+    if not path.is_file():
+        raise FileNotFoundError(f"No run in {run}: there is no {RECORD}. Give the folder that `tools/train.py` named, runs/<experiment>/<time>.")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(record, dict)
+    return record
+
+
+def find_latest_run(output_dir: Path, fits: Callable[[Path], bool]) -> Path:
+    """The run below ``output_dir`` that started last, of those that ``fits`` accepts.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    runs = [(read_record(path.parent)["started"], path.parent.name, path.parent) for path in output_dir.glob(f"*/*/{RECORD}") if fits(path.parent)]
+    if not runs:
+        raise FileNotFoundError(f"No run with these settings in {output_dir} to resume. Leave out resume= to start one.")
+    return max(runs)[-1]
+
+
+def find_checkpoint(run: Path, name: str = "last") -> Path:
+    """The checkpoint ``name`` (``"best"`` or ``"last"``) of a run directory, or ``run`` itself where it is a checkpoint file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if run.is_file():
+        return run
+    path = run / "checkpoints" / f"{name}.ckpt"
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.glob("*.ckpt"))
+        found = f"Found {', '.join(there)}." if there else "It holds no finished epoch."
+        raise FileNotFoundError(f"No checkpoint {path}. {found if run.is_dir() else 'There is no such run directory.'}")
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of densecal's, on the CPU; nothing in the file is executed.
+
+    Raises:
+        ValueError: If the file is damaged, or no checkpoint of densecal's.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}). Use the other one of best and last.") from error
+    if not isinstance(content, dict) or "densecal" not in content:
+        raise ValueError(f"{path}: is not a checkpoint of densecal's; it holds no config to build the network from.")
+    return content
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit and command, for whoever wants to repeat a run."""
+    packages = {"densecal": densecal.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"command": [Path(sys.argv[0]).name, *sys.argv[1:]], "versions": packages, "commit": _commit(), "platform": platform.platform()}
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that densecal runs from, with ``-dirty`` after it if files differ; None for an installed package."""
+    root = Path(densecal.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,146 @@
+"""One network, one loss: a training run of a segmentation model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from densecal.inference.sliding_window import SlidingWindow, full_resolution
+from densecal.labels import LabelSchema
+from densecal.losses import CompoundLoss, DeepSupervisionLoss
+from densecal.metrics import Evaluation, SegmentationEvaluation
+
+__all__ = ["SegmentationTask"]
+
+_TRAINING_LENGTH = ("total_iters", "T_max", "total_steps")
+"""What torch's schedulers call the number of steps after which they are done."""
+
+
+class SegmentationTask(L.LightningModule):
+    """Train a segmentation network with any loss; validate with calibration metrics on whole volumes.
+
+    Batches are those of :class:`densecal.data.SegmentationData`. What the loss declares in ``needs`` is taken from the batch and handed over as ``context``.
+    Networks that return several resolutions while training (deep supervision) have the loss applied at each of them.
+
+    Logged: ``train/loss`` and ``train/loss_<term>`` for each term of a compound loss; after each validation ``val/<score>`` for everything in
+    ``Evaluation.scalars()``: ``val/dice``, ``val/ece``, ``val/ece_foreground``, ``val/nll``, ...
+
+    Args:
+        model: Network from ``(N, C_in, *patch)`` to logits ``(N, C, *patch)``.
+        loss: densecal's losses, or any module that takes logits and labels ``(N, 1, *patch)`` (soft labels ``(N, C, *patch)``) and returns a scalar.
+        schema: The classes.
+        window: Predicts whole volumes.
+        optimizer: Makes the optimizer from the parameters of network and loss. Default: Adam.
+        scheduler: Makes a learning-rate schedule from the optimizer; it is stepped after every batch, and where it has an argument for the number of steps
+            (``total_iters``, ``T_max`` or ``total_steps``) that is not given, it is the whole training.
+        num_bins: Bins of the calibration errors.
+        foreground_radius: How far the near-structure region reaches, in voxels.
+
+    Raises:
+        ValueError: If a loss of densecal's reads logits as independent sigmoids, or returns one value per pixel.
+
+    Reference:
+        Each loss names its own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        schema: LabelSchema,
+        window: SlidingWindow,
+        *,
+        optimizer: Callable[..., Optimizer] = torch.optim.Adam,
+        scheduler: Callable[..., LRScheduler] | None = None,
+        num_bins: int = 15,
+        foreground_radius: int = 3,
+    ) -> None:
+        super().__init__()
+        if getattr(getattr(loss, "target", None), "activation", "softmax") != "softmax":
+            raise ValueError("Expected a loss for exclusive classes, activation=softmax, but got sigmoid. The classes of a label map exclude each other.")
+        self.model = model
+        self.loss = loss
+        self.schema = schema
+        self.window = window
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.val_evaluation = SegmentationEvaluation(schema, num_bins=num_bins, foreground_radius=foreground_radius)
+        self.spatial_dims = len(window.patch_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits ``(N, C, *spatial)`` of images ``(N, C_in, *spatial)``."""
+        return full_resolution(self.model(image), self.spatial_dims)
+
+    def losses(self, outputs: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and its unweighted terms by name where it has any.
+
+        Raises:
+            ValueError: If the loss is not a scalar, or needs something that the batch does not hold.
+        """
+        label = batch["label"]
+        loss: nn.Module = self.loss
+        if isinstance(outputs, (list, tuple)) or outputs.ndim > batch["image"].ndim:
+            loss = DeepSupervisionLoss(loss, spatial_dims=self.spatial_dims)
+        context = {name: batch[name] for name in getattr(loss, "needs", ()) if name in batch}
+        parts: dict[str, Tensor] = {}
+        if isinstance(self.loss, CompoundLoss):
+            parts = loss.terms(outputs, label, context=context)  # type: ignore[operator]
+            total = self.loss.total(parts)
+        else:
+            total = loss(outputs, label, context=context) if hasattr(loss, "needs") else loss(outputs, label)
+        if total.ndim:
+            raise ValueError(f"Expected the loss to be one number, but got shape {tuple(total.shape)}. Set its reduction to mean.")
+        return total, parts
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        total, parts = self.losses(self.model(batch["image"]), batch)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(batch["image"]), "sync_dist": True}
+        self.log("train/loss", total, prog_bar=True, **options)
+        if len(parts) > 1:
+            self.log_dict({f"train/loss_{name}": value.detach() for name, value in parts.items()}, **options)
+        return total
+
+    def on_train_epoch_start(self) -> None:
+        if hasattr(self.loss, "on_epoch"):
+            self.loss.on_epoch(self.current_epoch, self.trainer.max_epochs)
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_evaluation.reset()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.val_evaluation.update(self.window(self.model, batch["image"]), batch["label"], batch["case_index"])
+
+    def on_validation_epoch_end(self) -> None:
+        result: Evaluation = self.val_evaluation.compute()
+        scalars = result.scalars()
+        # The states of all ranks are in `result` already, so every rank logs the same numbers; averaging those changes nothing.
+        for name, value in scalars.items():
+            self.log(f"val/{name}", value, prog_bar=name in ("dice", "ece"), sync_dist=True)
+        if hasattr(self.loss, "on_validation") and not self.trainer.sanity_checking:
+            self.loss.on_validation(scalars)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.make_scheduler is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        # Stepped by batch: at the end of an epoch Lightning writes the checkpoint before it would step a schedule that counts epochs.
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": _with_length(self.make_scheduler, steps)(optimizer), "interval": "step"}}
+
+
+def _with_length(make_scheduler: Callable[..., LRScheduler], steps: int) -> Callable[..., LRScheduler]:
+    given = make_scheduler.keywords if isinstance(make_scheduler, partial) else {}
+    return partial(make_scheduler, **{name: steps for name in _free_arguments(make_scheduler) if name in _TRAINING_LENGTH and given.get(name) is None})
+
+
+def _free_arguments(make_scheduler: Callable[..., Any]) -> Iterator[str]:
+    function = make_scheduler.func if isinstance(make_scheduler, partial) else make_scheduler
+    yield from inspect.signature(function).parameters
