@@ -36,6 +36,9 @@ __all__ = ["CommandError", "accepted", "build", "command", "given_settings", "pr
 _CARD_PATHS: list[str] = []
 """Cards of the user's own that this command line names by their files."""
 
+_MOST_NAMES = 20
+"""A longer list hides the hint before it."""
+
 _INT_IS_FLOAT = BeartypeConf(is_pep484_tower=True)
 
 
@@ -207,15 +210,18 @@ def _constructor_takes(config: DictConfig, key: str) -> bool:
 
 
 def _nearest_key(config: DictConfig, key: str) -> str:
+    """The likeliest keys, near in name beside the one given or of the same name elsewhere, and the list to choose from."""
     keys = list(_keys(config))
-    last = key.rpartition(".")[2]
-    near = [k for k in keys if k.rpartition(".")[2] == last] or difflib.get_close_matches(key, keys, n=3)
-    near = near or [k for k in keys if k.rpartition(".")[2] in difflib.get_close_matches(last, {k.rpartition(".")[2] for k in keys}, n=2)]
-    parent = key.rpartition(".")[0]
-    siblings = [k for k in keys if k.rpartition(".")[0] == parent]
+    parent, _, last = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}
+    near = [siblings[name] for name in difflib.get_close_matches(last, siblings, n=1, cutoff=0.75)]
+    near = near or [k for k in keys if k.rpartition(".")[2] == last] or difflib.get_close_matches(key, keys, n=2)
+    elsewhere = {k.rpartition(".")[2]: k for k in keys}
+    near = near or [elsewhere[name] for name in difflib.get_close_matches(last, elsewhere, n=2)]
     hint = f"Did you mean {' or '.join(repr(k) for k in near[:3])}? " if near else ""
     where = f"Settings of {parent!r}" if parent and siblings else "Settings"
-    return f"{hint}{where}: {', '.join(sorted(k.rpartition('.')[2] for k in siblings) or sorted(str(k) for k in config))}."
+    names = sorted(siblings or (str(k) for k in config))
+    return f"{hint}{where}: {', '.join(names)}." if not hint or len(names) <= _MOST_NAMES else hint.strip()
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
@@ -228,7 +234,8 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
         if not OmegaConf.is_missing(config, name):
             yield from _keys(config._get_node(name), f"{prefix}{name}.")
     if "_target_" in config:
-        yield from (f"{prefix}{name}" for name in _parameters(_locate(config["_target_"], prefix)) if name not in config)
+        required_later = 1 if config.get("_partial_") else 0  # what a partial is called with: an optimizer's params, a schedule's optimizer
+        yield from (f"{prefix}{name}" for name in _parameters(_locate(config["_target_"], prefix))[required_later:] if name not in config)
 
 
 def _check_constructors(config: DictConfig) -> None:
