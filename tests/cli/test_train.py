@@ -1,0 +1,261 @@
+"""The whole command on a small set: what it writes, how it fails, and that a killed run comes to the same numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from commands import MOMENTS, run_command
+from conftest import ROOT
+from volumes import blob, save
+
+EPOCHS = 4
+CARD = {
+    "name": "blobs",
+    "classes": ["background", "left", "right"],
+    "patch_size": [8, 16, 8],
+    "batch_size": 2,
+    "num_workers": 2,
+    "foreground_fraction": 0.5,
+    "augmentation": {"affine_probability": 0.5, "noise_probability": 0.5, "bias_probability": 0.5, "contrast_probability": 0.5, "flip_axes": [0]},
+    "val_fraction": 0.3,
+    "test_fraction": 0.3,
+    "epochs": EPOCHS,
+    "notes": ["Boxes in noise."],
+}
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory) -> Path:
+    """Ten small volumes and their card ``blobs.yaml``: 4 to train on, 3 to validate, 3 to test."""
+    root = tmp_path_factory.mktemp("blobs")
+    for n in range(10):
+        image, label = blob((9 + n % 3, 14, 10), seed=n)
+        save(root / "images" / f"b{n}.nii.gz", image)
+        save(root / "labels" / f"b{n}.nii.gz", label)
+    (root / "blobs.yaml").write_text(yaml.safe_dump(CARD))
+    return root
+
+
+def settings(blobs: Path, output: Path, *more: str) -> list[str]:
+    small = ["model.channels=[4,8]", "model.dropout=0.2", "trainer.accelerator=cpu", "scheduler=poly"]
+    return [f"data={blobs / 'blobs.yaml'}", f"data.root={blobs}", f"output_dir={output}", *small, *more]
+
+
+def the_run(output: Path) -> Path:
+    runs = [path.parent for path in output.glob("*/*/run.json")]
+    assert len(runs) == 1, runs
+    return runs[0]
+
+
+def scores(run: Path) -> dict[str, object]:
+    """Every number a run ends with, without times."""
+    summary = json.loads((run / "summary.json").read_text())
+    summary.pop("run")
+    history = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader((run / "metrics.csv").open())]
+    return {"summary": summary, "history": history, "cases": (run / "cases.csv").read_text()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(blobs, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    log = output / "log.txt"
+    assert run_command("train", settings(blobs, output), log) == 0, log.read_text()
+    return the_run(output)
+
+
+def test_run_directory_holds_everything(uninterrupted):
+    names = {str(path.relative_to(uninterrupted)) for path in uninterrupted.rglob("*") if path.is_file()}
+    events = {name for name in names if name.startswith("tensorboard/events.out.tfevents")}
+    assert len(events) == 1
+    predictions = {f"predictions/{case}_{kind}.nii.gz" for case in json.loads((uninterrupted / "splits.json").read_text())["test"] for kind in ("label", "confidence")}
+    figures = {name for name in names if name.startswith("figures/")}
+    assert "figures/reliability.png" in figures
+    assert names - events - figures == predictions | {
+        "cases.csv",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "metrics.csv",
+        "report.html",
+        "run.json",
+        "splits.json",
+        "summary.json",
+    }
+    assert uninterrupted.parent.name == "blobs_dice_ce"
+    assert len(list(csv.DictReader((uninterrupted / "metrics.csv").open()))) == EPOCHS
+    page = (uninterrupted / "report.html").read_text()
+    assert "Boxes in noise." in page
+    record = json.loads((uninterrupted / "run.json").read_text())
+    assert record["choices"]["loss"] == "dice_ce"
+    assert record["versions"]["torch"]
+
+
+def test_output_ends_with_the_path_of_the_report(uninterrupted):
+    last = (uninterrupted.parents[1] / "log.txt").read_text().strip().splitlines()[-1]
+    assert Path(last.split()[-1]) == uninterrupted / "report.html"
+
+
+def test_written_predictions_have_the_reported_dice(uninterrupted, blobs):
+    """Dice from the files alone, by its definition."""
+    rows = {row["case_id"]: row for row in csv.DictReader((uninterrupted / "cases.csv").open())}
+    assert len(rows) == 3
+    for case, row in rows.items():
+        predicted = nib.load(uninterrupted / "predictions" / f"{case}_label.nii.gz").get_fdata()
+        reference = nib.load(blobs / "labels" / f"{case}.nii.gz").get_fdata()
+        for c, name in ((1, "left"), (2, "right")):
+            dice = 2 * ((predicted == c) & (reference == c)).sum() / ((predicted == c).sum() + (reference == c).sum())
+            assert float(row[f"dice/{name}"]) == pytest.approx(dice, abs=1e-6)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_run_resumes_to_the_same_numbers(moment, blobs, uninterrupted, tmp_path):
+    log = tmp_path / "log.txt"
+    assert run_command("train", settings(blobs, tmp_path), log, die_in=moment) == -signal.SIGKILL, log.read_text()
+    run = the_run(tmp_path)
+    assert not (run / "report.html").exists()
+    before = len((run / "metrics.csv").read_text().splitlines()) - 1
+    assert before == (2 if moment in ("training", "validation") else 3)  # the row of epoch 2 is written before its checkpoints
+    assert run_command("train", [f"resume={run}"], log) == 0, log.read_text()
+    assert "from the end of epoch 2" in log.read_text()
+    assert scores(run) == scores(uninterrupted)
+    assert not list(run.rglob("*.partial"))
+
+
+def test_resume_latest_takes_the_last_run_with_these_settings(blobs, tmp_path):
+    log = tmp_path / "log.txt"
+    runs = []
+    for seed in (0, 1):
+        assert run_command("train", settings(blobs, tmp_path, f"seed={seed}"), log, die_in="training", epoch=1) == -signal.SIGKILL
+        runs.append({path.parent for path in tmp_path.glob("*/*/run.json")} - set(runs))
+    first, second = (next(iter(new)) for new in (runs[0], runs[1] - runs[0]))
+    assert run_command("train", settings(blobs, tmp_path, "seed=0", "resume=latest", "trainer.max_epochs=2"), log) == 0, log.read_text()
+    assert (first / "report.html").exists()
+    assert not (second / "report.html").exists()
+    assert run_command("train", settings(blobs, tmp_path, "seed=2", "resume=latest"), log) == 1
+    assert "No run with these settings" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("loss=svls", r"loss=svls: the run in .* was made with loss=dice_ce"), ("seed=5", r"seed=5: the run in .* was made with seed=0")],
+)
+def test_resumed_run_cannot_become_another(change, message, uninterrupted, tmp_path):
+    log = tmp_path / "log.txt"
+    assert run_command("train", [f"resume={uninterrupted}", change], log) == 1
+    assert re.search(message, log.read_text())
+    assert (uninterrupted / "report.html").exists()
+
+
+def test_resuming_needs_a_checkpoint(blobs, tmp_path):
+    log = tmp_path / "log.txt"
+    assert run_command("train", settings(blobs, tmp_path), log, die_in="training", epoch=0) == -signal.SIGKILL
+    assert run_command("train", [f"resume={the_run(tmp_path)}"], log) == 1
+    assert re.fullmatch(r"error: No checkpoint .*last\.ckpt\. It holds no finished epoch\.\n", log.read_text())
+    assert run_command("train", [f"resume={tmp_path / 'nowhere'}"], log) == 1
+    assert "No run in" in log.read_text()
+
+
+def damage(root: Path, kind: str) -> str:
+    """Damage one case; return what the line about it must hold."""
+    if kind == "truncated":
+        path = root / "images" / "b3.nii.gz"
+        path.write_bytes(path.read_bytes()[:200])
+        return r"b3\.nii\.gz.*cannot be read"
+    label = nib.load(root / "labels" / "b3.nii.gz")
+    values = np.asarray(label.dataobj).copy()
+    if kind == "shape":
+        save(root / "labels" / "b3.nii.gz", values[:-1])
+        return r"labels/b3\.nii\.gz.*has the shape"
+    values[0, 0, 0] = 7
+    save(root / "labels" / "b3.nii.gz", values)
+    return r"labels/b3\.nii\.gz.*outside the card's classes 0 to 2: 7 \(1 voxels\)"
+
+
+@pytest.mark.parametrize("kind", ["truncated", "shape", "value"])
+def test_damaged_set_fails_early_and_leaves_nothing(kind, blobs, tmp_path):
+    copy = tmp_path / "set"
+    for path in blobs.glob("*/*.nii.gz"):
+        (copy / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (copy / path.parent.name / path.name).write_bytes(path.read_bytes())
+    message = damage(copy, kind)
+    output, log = tmp_path / "runs", tmp_path / "log.txt"
+    assert run_command("train", [*settings(blobs, output), f"data.root={copy}"], log) == 1
+    lines = log.read_text().strip().splitlines()
+    assert len([line for line in lines if "b3" in line]) == 1
+    assert re.search(message, log.read_text())
+    assert not output.exists()
+
+
+def test_impossible_settings_fail_early_and_leave_nothing(blobs, tmp_path):
+    output, log = tmp_path / "runs", tmp_path / "log.txt"
+    for change, message in {
+        "data.patch_size=[9,16,8]": "model: cannot take patches of 9 x 16 x 8",
+        "loss.activation=sigmoid": "sigmoid",
+        "monitor=val/dicee": "Did you mean 'val/dice'",
+        "trainer.devices=0": "trainer",
+        "optimizer.lr=-1": "optimizer: Invalid learning rate",
+    }.items():
+        assert run_command("train", settings(blobs, output, change), log) == 1, change
+        assert message in log.read_text()
+        assert len(log.read_text().splitlines()) == 1, log.read_text()
+        assert not output.exists()
+
+
+def test_failing_in_training_leaves_no_report(blobs, tmp_path):
+    log = tmp_path / "log.txt"
+    assert run_command("train", settings(blobs, tmp_path), log, die_in="last", epoch=0) == -signal.SIGKILL
+    run = the_run(tmp_path)
+    assert not (run / "report.html").exists()
+    assert not (run / "summary.json").exists()
+
+
+def test_second_set_replaces_the_test_split(blobs, tmp_path):
+    other = tmp_path / "other"
+    for n in range(2):
+        image, label = blob((10, 12, 11), seed=100 + n)
+        save(other / "images" / f"c{n}.nii.gz", image)
+        save(other / "labels" / f"c{n}.nii.gz", label)
+    log = tmp_path / "log.txt"
+    more = ["trainer.max_epochs=1", f"data.test_root={other}", "data.spacing=[1.5,1.5,1.5]", "data.orientation=LPS", "loss=nacl", "predictions=[probs]"]
+    assert run_command("train", settings(blobs, tmp_path / "runs", *more), log) == 0, log.read_text()
+    run = the_run(tmp_path / "runs")
+    assert [row["case_id"] for row in csv.DictReader((run / "cases.csv").open())] == ["c0", "c1"]
+    # Scored and written on the files' own grid, whatever the network worked on.
+    probs = nib.load(run / "predictions" / "c0_probs.nii.gz")
+    assert probs.shape == (10, 12, 11, 3)
+    np.testing.assert_allclose(probs.affine, nib.load(other / "images" / "c0.nii.gz").affine)
+    assert {int(row["num_voxels"]) for row in csv.DictReader((run / "cases.csv").open())} == {10 * 12 * 11}
+
+
+def test_sweep_makes_one_run_per_job(blobs, tmp_path):
+    log = tmp_path / "log.txt"
+    assert run_command("train", ["-m", *settings(blobs, tmp_path / "runs", "loss=svls,ce", "trainer.max_epochs=1")], log) == 0, log.read_text()
+    assert {path.parents[1].name for path in (tmp_path / "runs").glob("*/*/report.html")} == {"blobs_svls", "blobs_ce"}
+
+
+def test_two_processes_give_the_numbers_of_one(blobs, uninterrupted, tmp_path):
+    """On the same checkpoint, with three cases for two processes; rank 0 alone names the run directory."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "trainer=ddp", "trainer.devices=2"]
+    one = scores(uninterrupted)
+    ddp = tmp_path / "runs"
+    result = subprocess.run([*command, *settings(blobs, ddp, "trainer.max_epochs=1")], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (the_run(ddp) / "report.html").exists()
+    result = subprocess.run([*command, f"resume={uninterrupted}", "trainer.accelerator=cpu"], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    two = scores(uninterrupted)
+    assert two["history"] == one["history"]
+    assert two["cases"] == one["cases"]
+    assert two["summary"] == one["summary"]
