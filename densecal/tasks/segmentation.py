@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -137,10 +137,6 @@ class SegmentationTask(L.LightningModule):
 
 
 def _with_length(make_scheduler: Callable[..., LRScheduler], steps: int) -> Callable[..., LRScheduler]:
-    given = make_scheduler.keywords if isinstance(make_scheduler, partial) else {}
-    return partial(make_scheduler, **{name: steps for name in _free_arguments(make_scheduler) if name in _TRAINING_LENGTH and given.get(name) is None})
-
-
-def _free_arguments(make_scheduler: Callable[..., Any]) -> Iterator[str]:
-    function = make_scheduler.func if isinstance(make_scheduler, partial) else make_scheduler
-    yield from inspect.signature(function).parameters
+    function, given = (make_scheduler.func, make_scheduler.keywords) if isinstance(make_scheduler, partial) else (make_scheduler, {})
+    names = inspect.signature(function).parameters
+    return partial(make_scheduler, **{name: steps for name in _TRAINING_LENGTH if name in names and name not in given})
