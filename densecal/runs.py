@@ -61,7 +61,11 @@ def find_latest_run(output_dir: Path, fits: Callable[[Path], bool]) -> Path:
     Raises:
         FileNotFoundError: If there is none.
     """
-    runs = [(read_record(path.parent)["started"], path.parent.name, path.parent) for path in output_dir.glob(f"*/*/{RECORD}") if fits(path.parent)]
+    runs = [
+        (datetime.fromisoformat(read_record(path.parent)["started"]), path.parent.name, path.parent)
+        for path in output_dir.glob(f"*/*/{RECORD}")
+        if fits(path.parent)
+    ]
     if not runs:
         raise FileNotFoundError(f"No run with these settings in {output_dir} to resume. Leave out resume= to start one.")
     return max(runs)[-1]
@@ -115,7 +119,13 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        result = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()

@@ -97,7 +97,7 @@ def prepare_arguments(argv: Sequence[str], config_name: str) -> list[str]:
             additions = _check_overrides(overrides, extra, args.config_name or config_name, sweep=args.multirun)
         finally:
             GlobalHydra.instance().clear()
-    rewritten = {old: new for old, new in zip(args.overrides, overrides, strict=True)}
+    rewritten = dict(zip(args.overrides, overrides, strict=True))
     return [additions.get(rewritten.get(arg, arg), rewritten.get(arg, arg)) for arg in argv]
 
 
@@ -131,7 +131,9 @@ def _check_overrides(overrides: list[str], extra: list[str], config_name: str, *
         try:
             parsed += parser.parse_overrides([override])
         except HydraException:
-            raise CommandError(f"Cannot read {override!r}. Settings are written key=value; quote values with spaces or brackets: 'key=[1,2]'.") from None
+            raise CommandError(
+                f"Cannot read {override!r}. Settings are written key=value; quote values with spaces or brackets: 'key=[1,2]'."
+            ) from None
 
     ours = [o for o in parsed if not o.key_or_group.startswith("hydra.")]
     groups = [o for o in ours if loader.list_groups(o.key_or_group.rpartition("/")[0]).count(o.key_or_group.rpartition("/")[2])]
@@ -174,7 +176,9 @@ def _combinations(overrides: list[Override], *, sweep: bool) -> Iterator[tuple[s
     for override in overrides:
         if override.is_sweep_override():
             if not sweep:
-                raise CommandError(f"{override.input_line!r} has several values. Add -m to run one job for each, or quote it: '{override.key_or_group}=[...]'.")
+                raise CommandError(
+                    f"{override.input_line!r} has several values. Add -m to run one job for each, or quote it: '{override.key_or_group}=[...]'."
+                )
             key = override.get_key_element()
             lines.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:

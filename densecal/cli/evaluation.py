@@ -86,7 +86,14 @@ def _notes(card: DataCard, split: str) -> list[str]:
 
 
 def _facts(
-    folder: Path, data: SegmentationData, config: DictConfig, split: str, checkpoint: str, task: SegmentationTask, trainer: L.Trainer, history: History
+    folder: Path,
+    data: SegmentationData,
+    config: DictConfig,
+    split: str,
+    checkpoint: str,
+    task: SegmentationTask,
+    trainer: L.Trainer,
+    history: History,
 ) -> dict[str, Any]:
     card, record = data.card, read_record(folder)
     sizes = {name: len(cases) for name, cases in data.splits.items()}
@@ -148,6 +155,12 @@ def _minutes(seconds: float) -> str:
 
 def _print_scores(result: Evaluation, num_cases: int, split: str) -> None:
     scalars = result.scalars()
-    shown: Iterable[tuple[str, str]] = [("dice", "Dice"), ("iou", "IoU"), ("ece", "ECE"), ("ece_foreground", "ECE near the structure"), ("nll", "NLL")]
+    shown: Iterable[tuple[str, str]] = [
+        ("dice", "Dice"),
+        ("iou", "IoU"),
+        ("ece", "ECE"),
+        ("ece_foreground", "ECE near the structure"),
+        ("nll", "NLL"),
+    ]
     numbers = "  ".join(f"{name} {scalars[key]:.4f}" for key, name in shown if key in scalars)
     print(f"{split:<7} {num_cases} case{'s' if num_cases != 1 else ''}: {numbers}")

@@ -58,11 +58,19 @@ _OURS = {
 _HIGHER_IS_BETTER = ("dice", "iou", "soft_dice", "accuracy")
 
 _MAY_CHANGE = (
-    ("trainer.", "inference.")
-    + tuple(f"data.{key}" for key in ("root", "test_root", "epochs", "num_workers", "cache", "download"))
-    + ("evaluate", "predictions", "output_dir", "experiment_name", "resume")
+    "trainer.",
+    "inference.",
+    *(f"data.{key}" for key in ("root", "test_root", "epochs", "num_workers", "cache", "download")),
+    *("evaluate", "predictions", "output_dir", "experiment_name", "resume"),
 )
 """Settings that a resumed run may have anew: what was trained so far does not depend on them."""
+
+
+class _EventFiles(TensorBoardLogger):
+    """TensorBoard's own files alone; the settings are in ``config.yaml`` already."""
+
+    def save(self) -> None:
+        self.experiment.flush()
 
 
 @dataclass
@@ -179,18 +187,21 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData) -> S
 def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
     """Send one empty patch through network, loss and metrics, so that what does not fit shows before the run begins; return the names of the scores."""
     image = torch.zeros(1, card.image_channels, *card.patch_size)
-    patch = " x ".join(str(n) for n in card.patch_size)
+    expected = (1, task.schema.num_classes, *card.patch_size)
     task.eval()
+    problem = None
     try:
         logits = task(image)
+        if tuple(logits.shape) != expected:
+            problem = f"its output is {tuple(logits.shape)} instead of {expected}"
     except Exception as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+    if problem:
+        patch = " x ".join(str(n) for n in card.patch_size)
         raise CommandError(
-            f"model: cannot take patches of {patch} voxels ({str(error).splitlines()[0].rstrip('.')}). "
+            f"model: cannot take patches of {patch} voxels ({problem}). "
             "Choose data.patch_size=[...] divisible by the product of the network's strides: 8 for the default unet, 32 for swin_unetr."
-        ) from None
-    expected = (1, task.schema.num_classes, *card.patch_size)
-    if tuple(logits.shape) != expected:
-        raise CommandError(f"model: expected logits of shape {expected} for a patch of {patch} voxels, but got {tuple(logits.shape)}.")
+        )
     label = torch.zeros(1, 1, *card.patch_size, dtype=torch.long)
     if card.soft_labels:
         label = torch.zeros(expected)
@@ -221,7 +232,7 @@ def _build_trainer(
             "trainer",
             max_epochs=config.trainer.max_epochs or card.epochs,
             callbacks=[StatelessRandomness(config.seed), history, record, progress, *best, ModelCheckpoint(filename="last", **options)],
-            logger=TensorBoardLogger(folder, name="", version="tensorboard", purge_step=step),
+            logger=_EventFiles(folder, name="", version="tensorboard", purge_step=step),
             plugins=[AtomicCheckpointIO()],
             num_sanity_val_steps=0,
             use_distributed_sampler=False,

@@ -72,6 +72,7 @@ class SegmentationData(L.LightningDataModule):
                 )
             self.splits["test"] = self._find(test_root, check and first)
         self._datasets: dict[str, CaseDataset] = {}
+        self._first_epoch = 0
 
     def _find(self, root: Path, check: bool) -> list[Case]:
         cases = find_cases(root, self.card)
@@ -95,10 +96,22 @@ class SegmentationData(L.LightningDataModule):
         rank, world_size = self._place()
         ids = [case.id for case in dataset.cases]
         sampler = EpochSampler(ids, samples_per_case=self.card.samples_per_case, seed=self.seed, rank=rank, world_size=world_size)
-        if self.trainer is not None:
-            # Lightning tells samplers the epoch after it has made the first iterator, whose workers have begun to load by then; in a resumed run for epoch 0.
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        sampler.set_epoch(max(self._first_epoch, self._finished_epochs()))
         return self._loader(dataset, sampler, self.card.batch_size, self.card.num_workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch a resumed run begins with.
+
+        Lightning tells samplers the epoch after it has made the first iterator, whose workers have begun to load by then; and where a schedule asks for the length of
+        training, it makes the loader even before it restores its own count of epochs. What a data module saves is restored before that.
+        """
+        return {"first_epoch": self._finished_epochs()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first_epoch = state_dict["first_epoch"]
+
+    def _finished_epochs(self) -> int:
+        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer is not None else 0  # type: ignore[attr-defined]
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self.whole_volumes("val")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 

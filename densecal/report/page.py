@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
+from densecal.files import write_atomically
 from densecal.labels import LabelSchema
 from densecal.metrics.evaluation import Evaluation
 from densecal.report import figures
-from densecal.files import write_atomically
 from densecal.report.slices import CONFIDENCE_COLORMAP, PANELS, Example, example_figure, slice_panels
 from densecal.report.summary import cases_csv, hex_color, named_cases, summary, to_json
 

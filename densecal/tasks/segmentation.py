@@ -65,7 +65,9 @@ class SegmentationTask(L.LightningModule):
     ) -> None:
         super().__init__()
         if getattr(getattr(loss, "target", None), "activation", "softmax") != "softmax":
-            raise ValueError("Expected a loss for exclusive classes, activation=softmax, but got sigmoid. The classes of a label map exclude each other.")
+            raise ValueError(
+                "Expected a loss for exclusive classes, activation=softmax, but got sigmoid. The classes of a label map exclude each other."
+            )
         self.model = model
         self.loss = loss
         self.schema = schema

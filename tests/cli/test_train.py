@@ -78,7 +78,11 @@ def test_run_directory_holds_everything(uninterrupted):
     names = {str(path.relative_to(uninterrupted)) for path in uninterrupted.rglob("*") if path.is_file()}
     events = {name for name in names if name.startswith("tensorboard/events.out.tfevents")}
     assert len(events) == 1
-    predictions = {f"predictions/{case}_{kind}.nii.gz" for case in json.loads((uninterrupted / "splits.json").read_text())["test"] for kind in ("label", "confidence")}
+    predictions = {
+        f"predictions/{case}_{kind}.nii.gz"
+        for case in json.loads((uninterrupted / "splits.json").read_text())["test"]
+        for kind in ("label", "confidence")
+    }
     figures = {name for name in names if name.startswith("figures/")}
     assert "figures/reliability.png" in figures
     assert names - events - figures == predictions | {
@@ -134,11 +138,11 @@ def test_killed_run_resumes_to_the_same_numbers(moment, blobs, uninterrupted, tm
 
 def test_resume_latest_takes_the_last_run_with_these_settings(blobs, tmp_path):
     log = tmp_path / "log.txt"
-    runs = []
+    runs: list[Path] = []
     for seed in (0, 1):
         assert run_command("train", settings(blobs, tmp_path, f"seed={seed}"), log, die_in="training", epoch=1) == -signal.SIGKILL
-        runs.append({path.parent for path in tmp_path.glob("*/*/run.json")} - set(runs))
-    first, second = (next(iter(new)) for new in (runs[0], runs[1] - runs[0]))
+        runs += [path.parent for path in tmp_path.glob("*/*/run.json") if path.parent not in runs]
+    first, second = runs
     assert run_command("train", settings(blobs, tmp_path, "seed=0", "resume=latest", "trainer.max_epochs=2"), log) == 0, log.read_text()
     assert (first / "report.html").exists()
     assert not (second / "report.html").exists()
@@ -227,7 +231,14 @@ def test_second_set_replaces_the_test_split(blobs, tmp_path):
         save(other / "images" / f"c{n}.nii.gz", image)
         save(other / "labels" / f"c{n}.nii.gz", label)
     log = tmp_path / "log.txt"
-    more = ["trainer.max_epochs=1", f"data.test_root={other}", "data.spacing=[1.5,1.5,1.5]", "data.orientation=LPS", "loss=nacl", "predictions=[probs]"]
+    more = [
+        "trainer.max_epochs=1",
+        f"data.test_root={other}",
+        "data.spacing=[1.5,1.5,1.5]",
+        "data.orientation=LPS",
+        "loss=nacl",
+        "predictions=[probs]",
+    ]
     assert run_command("train", settings(blobs, tmp_path / "runs", *more), log) == 0, log.read_text()
     run = the_run(tmp_path / "runs")
     assert [row["case_id"] for row in csv.DictReader((run / "cases.csv").open())] == ["c0", "c1"]
@@ -250,10 +261,14 @@ def test_two_processes_give_the_numbers_of_one(blobs, uninterrupted, tmp_path):
     command = [sys.executable, str(ROOT / "tools" / "train.py"), "trainer=ddp", "trainer.devices=2"]
     one = scores(uninterrupted)
     ddp = tmp_path / "runs"
-    result = subprocess.run([*command, *settings(blobs, ddp, "trainer.max_epochs=1")], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        [*command, *settings(blobs, ddp, "trainer.max_epochs=1")], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert (the_run(ddp) / "report.html").exists()
-    result = subprocess.run([*command, f"resume={uninterrupted}", "trainer.accelerator=cpu"], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        [*command, f"resume={uninterrupted}", "trainer.accelerator=cpu"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     two = scores(uninterrupted)
     assert two["history"] == one["history"]

@@ -159,8 +159,9 @@ def test_dataset_refuses_training_without_a_seed(make_set: Callable[..., DataCar
 class Recorder(L.LightningModule):
     """Writes down what it is fed; its weight depends on all of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, asks_for_length: bool) -> None:
         super().__init__()
+        self.asks_for_length = asks_for_length
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: list[tuple[int, list[str], float]] = []
 
@@ -171,15 +172,20 @@ class Recorder(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None: ...
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.asks_for_length:  # as schedules do; Lightning then makes the loader before it knows where it goes on
+            assert self.trainer.estimated_stepping_batches
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.mark.parametrize("asks_for_length", [False, True], ids=["", "length-asked"])
 @pytest.mark.parametrize("at_train_end", [True, False], ids=["saved-at-epoch-end", "saved-after-validation"])
-def test_lightning_resumes_with_the_epochs_own_batches(make_set: Callable[..., DataCard], tmp_path: Path, at_train_end: bool) -> None:
+def test_lightning_resumes_with_the_epochs_own_batches(
+    make_set: Callable[..., DataCard], tmp_path: Path, at_train_end: bool, asks_for_length: bool
+) -> None:
     card = make_set(10, num_workers=1)
 
     def fit(epochs: int, resume: Path | None = None) -> tuple[Recorder, Path]:
-        model = Recorder()
+        model = Recorder(asks_for_length)
         saver = ModelCheckpoint(tmp_path / str(epochs), filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=at_train_end)
         trainer = L.Trainer(
             max_epochs=epochs,

@@ -1,0 +1,220 @@
+"""A training step with any network and any loss, and what validation logs."""
+
+from functools import partial
+
+import lightning as L
+import monai.losses
+import pytest
+import torch
+from monai.networks.nets import DynUNet
+from torch import nn
+from torch.utils.data import DataLoader
+
+from densecal.inference import SlidingWindow
+from densecal.labels import LabelSchema
+from densecal.losses import CrossEntropyLoss, DeepSupervisionLoss, DiceCELoss, NACLLoss, SVLSLoss
+from densecal.metrics import SegmentationEvaluation
+from densecal.tasks import SegmentationTask
+
+SCHEMA = LabelSchema(["background", "left", "right"])
+PATCH = (8, 8, 8)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 3, 3, padding=1)
+
+    def forward(self, image):
+        return self.conv(image)
+
+
+def make_task(loss: nn.Module, model: nn.Module | None = None, **options) -> SegmentationTask:
+    torch.manual_seed(0)
+    return SegmentationTask(model or Small(), loss, SCHEMA, SlidingWindow(PATCH), **options)
+
+
+def make_batch(size: int = 2, soft: bool = False) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    label = torch.randint(0, 3, (size, 1, *PATCH), generator=generator)
+    if soft:
+        label = torch.rand(size, 3, *PATCH, generator=generator).softmax(dim=1)
+    return {
+        "image": torch.randn(size, 1, *PATCH, generator=generator),
+        "label": label,
+        "case_index": torch.arange(size),
+        "case_id": [f"c{n}" for n in range(size)],
+        "spacing": torch.ones(size, 3),
+    }
+
+
+class Batches(torch.utils.data.Dataset):
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def loader(*batches) -> DataLoader:
+    return DataLoader(Batches(batches), batch_size=None, num_workers=0)
+
+
+def make_trainer(**options) -> L.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    return L.Trainer(accelerator="cpu", **(quiet | options))
+
+
+def test_compound_loss_is_the_weighted_sum_of_its_logged_parts():
+    loss = DiceCELoss()
+    task, batch = make_task(loss), make_batch()
+    logits = task.model(batch["image"])
+    total, parts = task.losses(logits, batch)
+    assert set(parts) == set(loss.weights)
+    assert len(parts) == 2
+    torch.testing.assert_close(total, loss.weights["ce"] * parts["ce"] + loss.weights["dice"] * parts["dice"])
+    torch.testing.assert_close(total, loss(logits, batch["label"]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (
+            monai.losses.DiceCELoss(to_onehot_y=True, softmax=True),
+            lambda logits, label: monai.losses.DiceCELoss(to_onehot_y=True, softmax=True)(logits, label),
+        ),
+        (nn.BCEWithLogitsLoss(), lambda logits, label: nn.functional.binary_cross_entropy_with_logits(logits, label)),
+    ],
+    ids=["monai", "torch"],
+)
+def test_any_module_of_logits_and_labels_is_a_loss(loss, expected):
+    task, batch = make_task(loss), make_batch(soft=isinstance(loss, nn.BCEWithLogitsLoss))
+    logits = task.model(batch["image"])
+    total, parts = task.losses(logits, batch)
+    assert parts == {}
+    torch.testing.assert_close(total, expected(logits, batch["label"]))
+
+
+class NeedsImage(nn.Module):
+    needs = ("image", "spacing")
+
+    def forward(self, logits, label, *, context):
+        assert set(context) == {"image", "spacing"}
+        return (logits.mean(dim=1, keepdim=True) * context["image"]).sum() + context["spacing"].sum()
+
+
+def test_loss_gets_exactly_what_it_needs_from_the_batch():
+    task, batch = make_task(NeedsImage()), make_batch()
+    logits = task.model(batch["image"])
+    total, _ = task.losses(logits, batch)
+    torch.testing.assert_close(total, (logits.mean(dim=1, keepdim=True) * batch["image"]).sum() + 6)
+
+
+def test_deep_supervision_applies_the_loss_at_every_resolution():
+    torch.manual_seed(0)
+    network = DynUNet(3, 1, 3, [3, 3, 3], [1, 2, 2], [2, 2], filters=[4, 4, 4], deep_supervision=True, deep_supr_num=1)
+    loss = NACLLoss()
+    task, batch = make_task(loss, network), make_batch()
+    outputs = network.train()(batch["image"])
+    assert outputs.ndim == 6  # (N, levels, C, *patch)
+    total, parts = task.losses(outputs, batch)
+    torch.testing.assert_close(total, DeepSupervisionLoss(loss, spatial_dims=3)(outputs, batch["label"]))
+    torch.testing.assert_close(task.loss.total(parts), total)
+    assert task.eval()(batch["image"]).shape == (2, 3, *PATCH)
+
+
+def test_losses_that_cannot_train_are_refused():
+    with pytest.raises(ValueError, match="activation=softmax, but got sigmoid"):
+        make_task(SVLSLoss(activation="sigmoid"))
+    task, batch = make_task(CrossEntropyLoss(reduction="none")), make_batch()
+    with pytest.raises(ValueError, match=r"one number, but got shape .* reduction to mean"):
+        task.losses(task.model(batch["image"]), batch)
+
+
+def test_validation_logs_the_scores_of_all_volumes_together():
+    """Not the mean of the batches' scores: the calibration error of the pooled voxels."""
+    task = make_task(SVLSLoss(), num_bins=7, foreground_radius=1)
+    batches = [make_batch(1), make_batch(2)]
+    batches[1]["case_index"] += 1
+    trainer = make_trainer()
+    (logged,) = trainer.validate(task, loader(*batches), verbose=False)
+    evaluation = SegmentationEvaluation(SCHEMA, num_bins=7, foreground_radius=1)
+    task.eval()
+    with torch.no_grad():
+        image, label, index = (torch.cat([batch[name] for batch in batches]) for name in ("image", "label", "case_index"))
+        evaluation.update(task(image).softmax(dim=1), label, index)
+    for name, value in evaluation.compute().scalars().items():
+        assert logged[f"val/{name}"] == pytest.approx(float(value), abs=1e-5), name
+    assert {"val/dice", "val/iou", "val/ece", "val/ece_foreground", "val/nll", "val/brier"} <= set(logged)
+
+
+def poly(optimizer, *, total_iters=5, power=1.0):
+    return torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters, power)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (partial(torch.optim.lr_scheduler.PolynomialLR, power=1.0), [0.1 * (1 - step / 6) for step in range(1, 7)]),
+        (partial(torch.optim.lr_scheduler.PolynomialLR, power=1.0, total_iters=3), [0.1 * 2 / 3, 0.1 / 3, 0.0, 0.0, 0.0, 0.0]),
+        (torch.optim.lr_scheduler.CosineAnnealingLR, [0.05 * (1 + torch.cos(torch.tensor(torch.pi * step / 6)).item()) for step in range(1, 7)]),
+        (partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5), [0.1, 0.05, 0.05, 0.025, 0.025, 0.0125]),
+        (poly, [0.1 * (1 - step / 6) for step in range(1, 7)]),
+    ],
+    ids=["poly", "poly-given-length", "cosine", "without-length", "own-function"],
+)
+def test_schedule_lasts_the_whole_training_unless_told(scheduler, expected):
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    task = make_task(SVLSLoss(), optimizer=partial(torch.optim.SGD, lr=0.1), scheduler=scheduler)
+    make_trainer(max_epochs=2, callbacks=[Watch()]).fit(task, loader(*[make_batch()] * 3))
+    assert seen == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("loss", [SVLSLoss(), NACLLoss(), DiceCELoss()], ids=["svls", "nacl", "dice_ce"])
+def test_half_precision_training_stays_near_full_precision(loss):
+    def fit(precision):
+        task = make_task(loss, optimizer=partial(torch.optim.SGD, lr=0.1))
+        trainer = make_trainer(max_epochs=2, precision=precision)
+        trainer.fit(task, loader(make_batch()), loader(make_batch(1)))
+        return trainer.callback_metrics
+
+    full, half = fit("32-true"), fit("bf16-mixed")
+    assert half["train/loss"].item() == pytest.approx(full["train/loss"].item(), rel=0.02)
+    assert half["val/nll"].item() == pytest.approx(full["val/nll"].item(), rel=0.02)
+    assert half["train/loss"].item() != full["train/loss"].item()  # the precision was used
+
+
+class Learned(nn.Module):
+    """A loss with a parameter of its own and both hooks."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.epochs, self.scores = [], []
+
+    def forward(self, logits, label):
+        return nn.functional.cross_entropy(logits, label[:, 0]) * self.scale
+
+    def on_epoch(self, epoch, max_epochs):
+        self.epochs.append((epoch, max_epochs))
+
+    def on_validation(self, scores):
+        self.scores.append(scores["dice"])
+
+
+def test_losses_with_state_are_trained_and_told_of_epochs():
+    loss = Learned()
+    task = make_task(loss, optimizer=partial(torch.optim.SGD, lr=0.1))
+    make_trainer(max_epochs=2).fit(task, loader(make_batch()), loader(make_batch(1)))
+    assert loss.epochs == [(0, 2), (1, 2)]
+    assert len(loss.scores) == 2
+    assert loss.scale.item() < 1
+    assert "loss.scale" in task.state_dict()
