@@ -97,7 +97,7 @@ def prepare_arguments(argv: Sequence[str], config_name: str) -> list[str]:
             additions = _check_overrides(overrides, extra, args.config_name or config_name, sweep=args.multirun)
         finally:
             GlobalHydra.instance().clear()
-    rewritten = dict(zip(args.overrides, overrides, strict=True))
+    rewritten: dict[str, str] = dict(zip(args.overrides, overrides, strict=True))
     return [additions.get(rewritten.get(arg, arg), rewritten.get(arg, arg)) for arg in argv]
 
 
@@ -108,7 +108,7 @@ def _register_cards(overrides: Sequence[str]) -> list[str]:
     store = ConfigStore.instance()
     for name in card_names():
         store.store(group="data", name=name, node=OmegaConf.structured(load_card(name)))
-    result = []
+    result: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "data" and value.endswith((".yaml", ".yml")):
@@ -126,13 +126,13 @@ def _register_cards(overrides: Sequence[str]) -> list[str]:
 def _check_overrides(overrides: list[str], extra: list[str], config_name: str, *, sweep: bool) -> dict[str, str]:
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
-    parsed = []
-    for override in overrides:
+    parsed: list[Override] = []
+    for text in overrides:
         try:
-            parsed += parser.parse_overrides([override])
+            parsed += parser.parse_overrides([text])
         except HydraException:
             raise CommandError(
-                f"Cannot read {override!r}. Settings are written key=value; quote values with spaces or brackets: 'key=[1,2]'."
+                f"Cannot read {text!r}. Settings are written key=value; quote values with spaces or brackets: 'key=[1,2]'."
             ) from None
 
     ours = [o for o in parsed if not o.key_or_group.startswith("hydra.")]
@@ -231,7 +231,7 @@ def _nearest_key(config: DictConfig, key: str) -> str:
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
     if not isinstance(config, DictConfig):
         return
-    for name in config:
+    for name in map(str, config):
         if name in ("_target_", "_partial_", "hydra"):
             continue
         yield f"{prefix}{name}"
@@ -246,7 +246,7 @@ def _check_constructors(config: DictConfig) -> None:
     """Hold the arguments of every ``_target_`` against its signature and type hints."""
     for path, node in _targets(OmegaConf.to_container(config, resolve=False), ""):
         target = _locate(node["_target_"], path)
-        parameters = _parameters(target)
+        parameters: list[str] | None = _parameters(target)
         hints = _hints(target)
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values()):
             parameters = None
@@ -280,7 +280,7 @@ def _parameters(target: Callable[..., Any]) -> list[str]:
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)  # type: ignore[misc]
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except Exception:
         return {}  # a third party's annotation that cannot be resolved; its constructor still checks
 

@@ -65,7 +65,7 @@ def _worst_median_best(result: Evaluation) -> list[int]:
 
 
 def _example(case: Case, prediction: Prediction, label: torch.Tensor) -> Example:
-    volume = nib.load(case.image[0])  # type: ignore[attr-defined]
+    volume = nib.load(case.image[0])
     image = torch.as_tensor(volume.get_fdata(dtype="float32"))  # type: ignore[attr-defined]
     planes = tuple(_PLANES[code] for code in nib.aff2axcodes(volume.affine))  # type: ignore[attr-defined]
     return Example(
@@ -132,9 +132,13 @@ def _name(node: DictConfig) -> str:
     return str(node._target_).rpartition(".")[2]
 
 
+def _items(node: DictConfig) -> list[tuple[str, Any]]:
+    return [(str(key), value) for key, value in node.items()]
+
+
 def _settings(node: DictConfig) -> str:
     """``Name (key value, ...)``, nested objects by their names."""
-    words = [f"{key} {_spell(value)}" for key, value in node.items() if not str(key).startswith("_") and value is not None]
+    words = [f"{key} {_spell(value)}" for key, value in _items(node) if not key.startswith("_") and value is not None]
     return _name(node) + (f" ({', '.join(words)})" if words else "")
 
 
@@ -142,7 +146,7 @@ def _spell(value: Any) -> str:
     if isinstance(value, DictConfig):
         if "_target_" in value:
             return _name(value)
-        return " + ".join(f"{item.weight:g} {key}" if isinstance(item, DictConfig) and "weight" in item else str(key) for key, item in value.items())
+        return " + ".join(f"{item.weight:g} {key}" if isinstance(item, DictConfig) and "weight" in item else key for key, item in _items(value))
     if isinstance(value, float):
         return f"{value:g}"
     return str(list(value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -113,8 +113,7 @@ def train(config: DictConfig) -> Path:
         raise CommandError(str(error)) from None
     try:
         config.data.root = str(data.root.resolve())
-        content = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(content, dict)
+        content = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
         history = History(folder / "metrics.csv")
         trainer = _build_trainer(config, card, data, folder, history, ConfigInCheckpoint(content, densecal.__version__), run.checkpoint)
     except (CommandError, ValueError, OSError) as error:
@@ -206,7 +205,7 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
     if card.soft_labels:
         label = torch.zeros(expected)
         label[:, 0] = 1
-    batch = {"image": image, "label": label, "case_index": torch.zeros(1, dtype=torch.long), "case_id": ["probe"], "spacing": torch.ones(1, 3)}
+    batch: dict[str, Any] = {"image": image, "label": label, "case_index": torch.zeros(1, dtype=torch.long), "case_id": ["probe"], "spacing": torch.ones(1, 3)}
     try:
         task.losses(logits, batch)
     except Exception as error:

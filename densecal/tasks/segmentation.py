@@ -112,7 +112,7 @@ class SegmentationTask(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         if hasattr(self.loss, "on_epoch"):
-            self.loss.on_epoch(self.current_epoch, self.trainer.max_epochs)
+            self.loss.on_epoch(self.current_epoch, self.trainer.max_epochs)  # type: ignore[operator]
 
     def on_validation_epoch_start(self) -> None:
         self.val_evaluation.reset()
@@ -127,7 +127,7 @@ class SegmentationTask(L.LightningModule):
         for name, value in scalars.items():
             self.log(f"val/{name}", value, prog_bar=name in ("dice", "ece"), sync_dist=True)
         if hasattr(self.loss, "on_validation") and not self.trainer.sanity_checking:
-            self.loss.on_validation(scalars)
+            self.loss.on_validation(scalars)  # type: ignore[operator]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
