@@ -131,9 +131,7 @@ def _check_overrides(overrides: list[str], extra: list[str], config_name: str, *
         try:
             parsed += parser.parse_overrides([text])
         except HydraException:
-            raise CommandError(
-                f"Cannot read {text!r}. Settings are written key=value; quote values with spaces or brackets: 'key=[1,2]'."
-            ) from None
+            raise CommandError(f"Cannot read {text!r}. Settings are written key=value; quote values with spaces or brackets: 'key=[1,2]'.") from None
 
     ours = [o for o in parsed if not o.key_or_group.startswith("hydra.")]
     groups = [o for o in ours if loader.list_groups(o.key_or_group.rpartition("/")[0]).count(o.key_or_group.rpartition("/")[2])]

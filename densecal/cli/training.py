@@ -205,7 +205,13 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
     if card.soft_labels:
         label = torch.zeros(expected)
         label[:, 0] = 1
-    batch: dict[str, Any] = {"image": image, "label": label, "case_index": torch.zeros(1, dtype=torch.long), "case_id": ["probe"], "spacing": torch.ones(1, 3)}
+    batch: dict[str, Any] = {
+        "image": image,
+        "label": label,
+        "case_index": torch.zeros(1, dtype=torch.long),
+        "case_id": ["probe"],
+        "spacing": torch.ones(1, 3),
+    }
     try:
         task.losses(logits, batch)
     except Exception as error:
