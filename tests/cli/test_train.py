@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from commands import MOMENTS, run_command
 from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from volumes import blob, save
 
 EPOCHS = 4
@@ -134,6 +136,10 @@ def test_killed_run_resumes_to_the_same_numbers(moment, blobs, uninterrupted, tm
     assert "from the end of epoch 2" in log.read_text()
     assert scores(run) == scores(uninterrupted)
     assert not list(run.rglob("*.partial"))
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [round(event.value, 6) for event in events.Scalars("val/dice")] == [
+        round(float(row["val/dice"]), 6) for row in csv.DictReader((run / "metrics.csv").open())
+    ]
 
 
 def test_resume_latest_takes_the_last_run_with_these_settings(blobs, tmp_path):
@@ -255,22 +261,33 @@ def test_sweep_makes_one_run_per_job(blobs, tmp_path):
     assert {path.parents[1].name for path in (tmp_path / "runs").glob("*/*/report.html")} == {"blobs_svls", "blobs_ce"}
 
 
-def test_two_processes_give_the_numbers_of_one(blobs, uninterrupted, tmp_path):
-    """On the same checkpoint, with three cases for two processes; rank 0 alone names the run directory."""
+def in_processes(*command: str | Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), "trainer=ddp", "trainer.devices=2"]
-    one = scores(uninterrupted)
-    ddp = tmp_path / "runs"
-    result = subprocess.run(
-        [*command, *settings(blobs, ddp, "trainer.max_epochs=1")], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    result = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert (the_run(ddp) / "report.html").exists()
-    result = subprocess.run(
-        [*command, f"resume={uninterrupted}", "trainer.accelerator=cpu"], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    two = scores(uninterrupted)
-    assert two["history"] == one["history"]
-    assert two["cases"] == one["cases"]
-    assert two["summary"] == one["summary"]
+
+
+def test_two_processes_validate_to_the_numbers_of_one(uninterrupted, tmp_path):
+    """The last checkpoint, whose scores one process has logged; three cases for two processes."""
+    assert len(json.loads((uninterrupted / "splits.json").read_text())["val"]) == 3
+    in_processes(ROOT / "tests" / "validate_run.py", uninterrupted, 2, tmp_path / "scores.json")
+    two = json.loads((tmp_path / "scores.json").read_text())
+    *_, row = csv.DictReader((uninterrupted / "metrics.csv").open())
+    one = {name: float(value) for name, value in row.items() if name.startswith("val/")}
+    assert len(one) > 10
+    assert two == pytest.approx(one, abs=1e-6, nan_ok=True)
+
+
+def test_two_processes_train_into_one_run(blobs, tmp_path):
+    """Rank 0 alone names the run directory."""
+    in_processes(ROOT / "tools" / "train.py", "trainer=ddp", "trainer.devices=2", *settings(blobs, tmp_path, "trainer.max_epochs=1"))
+    assert (the_run(tmp_path) / "report.html").exists()
+
+
+def test_two_processes_test_to_the_numbers_of_one(uninterrupted, tmp_path):
+    run = tmp_path / "copy"
+    shutil.copytree(uninterrupted, run)
+    for written in ("summary.json", "cases.csv", "report.html"):
+        (run / written).unlink()
+    in_processes(ROOT / "tools" / "train.py", f"resume={run}", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    assert scores(run) == scores(uninterrupted)
