@@ -7,6 +7,7 @@ from typing import Literal
 
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from densecal.checks import check_choice, check_positive, plain
 
@@ -30,7 +31,8 @@ class SlidingWindow:
     disagree. The mean of the windows' distributions is the distribution of the mixture.
 
     Args:
-        patch_size: Side of the windows per axis, in voxels. Volumes smaller than a window are padded with zeros, as in training, and cropped back.
+        patch_size: Side of the windows per axis, in voxels. Volumes smaller than a window are padded with zeros, as in training (to the voxel: a network with
+            strides is not indifferent to a shift), and cropped back.
         overlap: Share of a window that the next one covers again, in [0, 1).
         blending: ``"gaussian"`` weighs the middle of a window more than its border; ``"constant"`` weighs all alike.
         batch_size: Windows that go through the network together.
@@ -39,6 +41,7 @@ class SlidingWindow:
         ValueError: If an option is out of its range.
 
     Example:
+        >>> import torch
         >>> window = SlidingWindow((8, 8, 8))
         >>> probs = window(nn.Conv3d(1, 3, 1), torch.zeros(1, 1, 12, 9, 8))
         >>> probs.shape, bool((probs.sum(1) - 1).abs().max() < 1e-5)
@@ -55,6 +58,8 @@ class SlidingWindow:
     ) -> None:
         check_choice("blending", blending, BLENDING)
         check_positive("batch_size", batch_size)
+        if not patch_size:
+            raise ValueError("Expected `patch_size` to have one number per spatial axis, but got none.")
         for side in patch_size:
             check_positive("patch_size", side)
         if not 0 <= overlap < 1:
@@ -73,15 +78,25 @@ class SlidingWindow:
 
         Returns:
             ``(N, C, *spatial)``, float32, in [0, 1], summing to 1 over C.
+
+        Raises:
+            ValueError: If the volume has other spatial dims than the windows.
         """
         spatial_dims = len(self.patch_size)
+        if image.ndim != spatial_dims + 2:
+            raise ValueError(f"Expected `image` of shape (N, C, *spatial) with {spatial_dims} spatial dims, but got {tuple(image.shape)}.")
 
         def probs(patch: Tensor) -> Tensor:
-            return full_resolution(model(patch), spatial_dims).float().softmax(dim=1)
+            return full_resolution(model(patch.to(image.dtype)), spatial_dims).float().softmax(dim=1)
 
-        result = sliding_window_inference(
-            plain(image), self.patch_size, self.batch_size, probs, overlap=self.overlap, mode=self.blending, padding_mode="constant"
-        )
+        spatial = image.shape[2:]
+        missing = [max(p - n, 0) for p, n in zip(self.patch_size, spatial, strict=True)]
+        before = [(m + 1) // 2 for m in missing]
+        padding = [side for b, m in zip(reversed(before), reversed(missing), strict=True) for side in (b, m - b)]  # torch counts axes from the last
+        # In single precision whatever the network computes in: MONAI adds up in the type of the volume.
+        padded = F.pad(plain(image).float(), padding)
+        result = sliding_window_inference(padded, self.patch_size, self.batch_size, probs, overlap=self.overlap, mode=self.blending)
         assert isinstance(result, Tensor)
+        result = result[(..., *(slice(b, b + n) for b, n in zip(before, spatial, strict=True)))]
         # A weighted mean of distributions sums to 1 up to rounding, which the Gaussian's small weights can make visible.
         return result / result.sum(dim=1, keepdim=True)
