@@ -97,6 +97,7 @@ class SlidingWindow:
         padded = F.pad(plain(image).float(), padding)
         result = sliding_window_inference(padded, self.patch_size, self.batch_size, probs, overlap=self.overlap, mode=self.blending)
         assert isinstance(result, Tensor)
-        result = result[(..., *(slice(b, b + n) for b, n in zip(before, spatial, strict=True)))]
+        inside = [slice(b, b + n) for b, n in zip(before, spatial, strict=True)]
+        result = result[(slice(None), slice(None), *inside)]
         # A weighted mean of distributions sums to 1 up to rounding, which the Gaussian's small weights can make visible.
         return result / result.sum(dim=1, keepdim=True)
