@@ -63,6 +63,7 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> None:
         sys.argv[1:] = [*options, *(cards.get(override, override) for override in HydraConfig.get().overrides.task)]
         # Hydra would log a traceback for an exception and turn it into its own exit; SystemExit passes through with its text.
         try:
+            _check_nothing_missing(config)
             run(config)
         except CommandError as error:
             raise SystemExit(f"error: {error}") from None
@@ -121,6 +122,13 @@ def _register_cards(overrides: Sequence[str]) -> list[str]:
             override = f"data={Path(value).stem}"
         result.append(override)
     return result
+
+
+def _check_nothing_missing(config: DictConfig) -> None:
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise CommandError(
+            f"Missing: {', '.join(missing)}. Give {'it' if len(missing) == 1 else 'each'} as {missing[0]}=...; --help explains the settings."
+        )
 
 
 def _check_overrides(overrides: list[str], extra: list[str], config_name: str, *, sweep: bool) -> dict[str, str]:
@@ -196,7 +204,7 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
 def _has(config: DictConfig, key: str) -> bool:
     node: Any = config
     for part in key.split("."):
-        if isinstance(node, DictConfig) and part in node:
+        if isinstance(node, DictConfig) and (part in node or OmegaConf.is_missing(node, part)):  # ??? does not count as being in it
             node = node._get_node(part)
         elif isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
             node = node._get_node(int(part))

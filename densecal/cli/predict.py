@@ -50,10 +50,13 @@ def predict(config: DictConfig) -> None:
         except ValueError as error:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
+        except OSError as error:  # reading fails with ValueError; where one file cannot be written the next cannot either
+            raise CommandError(f"output: cannot write to {output} ({error.strerror or error}).") from None
         else:
             tqdm.write("  ".join(str(p) for p in written))
     if failed:
-        raise CommandError(f"{failed} of {len(volumes)} volume(s) could not be predicted; the others are in {output}.")
+        others = f"; the others are in {output}" if failed < len(volumes) else ""
+        raise CommandError(f"{failed} of {len(volumes)} volume(s) could not be predicted{others}.")
 
 
 def _volumes(source: Path) -> list[Path]:
