@@ -9,8 +9,10 @@ import difflib
 import inspect
 import itertools
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +144,20 @@ def _check_overrides(overrides: list[str], extra: list[str], config_name: str, *
             raise CommandError(f"Cannot read {text!r}. Settings are written key=value; quote values with spaces or brackets: 'key=[1,2]'.") from None
 
     ours = [o for o in parsed if not o.key_or_group.startswith("hydra.")]
-    groups = [o for o in ours if loader.list_groups(o.key_or_group.rpartition("/")[0]).count(o.key_or_group.rpartition("/")[2])]
-    groups += [o for o in ours if o not in groups and loader.get_group_options(o.key_or_group)]
+    options = {o.key_or_group: loader.get_group_options(o.key_or_group, config_name=config_name, overrides=extra) for o in ours}
+    groups = [o for o in ours if options[o.key_or_group]]
     for override in groups:
-        options = loader.get_group_options(override.key_or_group)
+        if override.is_delete():
+            continue
+        names = options[override.key_or_group]
         for choice in _values(override):
             for name in choice if isinstance(choice, list) else [choice]:
-                if name is not None and str(name) not in options:
-                    raise CommandError(f"No {override.key_or_group} {str(name)!r}. {near_matches(str(name), options)}")
+                if name is None:
+                    raise CommandError(
+                        f"{override.input_line}: a choice is one of {', '.join(names)}. Leave it out, or write '~{override.key_or_group}'."
+                    )
+                if str(name) not in names:
+                    raise CommandError(f"No {override.key_or_group} {str(name)!r}. {near_matches(str(name), names)}")
 
     additions: dict[str, str] = {}
     for combination in _combinations(ours, sweep=sweep):
@@ -160,12 +168,14 @@ def _check_overrides(overrides: list[str], extra: list[str], config_name: str, *
         for override in ours:
             if override in groups:
                 continue
-            line = lines[id(override)]
-            if not (override.is_add() or override.is_force_add() or override.is_delete()) and not _has(base, override.key_or_group):
-                if not _constructor_takes(base, override.key_or_group):
-                    raise CommandError(f"Unknown setting {override.key_or_group!r}. {_nearest_key(base, override.key_or_group)}")
-                additions[override.input_line or line] = f"++{override.input_line or line}"
-                line = f"++{line}"
+            line, key = lines[id(override)], override.key_or_group
+            if not override.is_delete() and not _has(base, key):
+                added = override.is_add() or override.is_force_add()
+                if not _constructor_takes(base, key) and not (added and _may_grow(base, key.rpartition(".")[0])):
+                    raise CommandError(f"Unknown setting {key!r}. {_nearest_key(base, key)}")
+                if not added:
+                    additions[override.input_line or line] = f"++{override.input_line or line}"
+                    line = f"++{line}"
             settings.append(line)
         _check_constructors(_compose(config_name, chosen + settings + extra))
     return additions
@@ -217,6 +227,12 @@ def _constructor_takes(config: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else None
     return isinstance(node, DictConfig) and "_target_" in node and name in _parameters(_locate(node["_target_"], parent))
+
+
+def _may_grow(config: DictConfig, parent: str) -> bool:
+    """Whether ``+`` may add a key below ``parent``: not at the top nor to a data set card, whose keys are fixed."""
+    node = OmegaConf.select(config, parent) if parent else None
+    return bool(parent) and _has(config, parent.partition(".")[0]) and not (isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)))
 
 
 def _nearest_key(config: DictConfig, key: str) -> str:
@@ -275,9 +291,12 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _locate(target: str, path: str) -> Callable[..., Any]:
     try:
-        return hydra.utils.get_object(target)
+        found: Callable[..., Any] = hydra.utils.get_object(target)
     except Exception as error:
         raise CommandError(f"{path.rstrip('.')}._target_: cannot import {target!r} ({str(error).splitlines()[0]}).") from None
+    if not callable(found):
+        raise CommandError(f"{path.rstrip('.')}._target_: expected a class or function, but {target!r} is a {type(found).__name__}.")
+    return found
 
 
 def _parameters(target: Callable[..., Any]) -> list[str]:
@@ -296,6 +315,11 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if isinstance(value, str) and "${" in value:
         return True
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in args)
+    if isinstance(value, list) and origin in (list, Sequence) and args:
+        return all(_fits(item, args[0]) for item in value)  # beartype looks at one item, drawn by chance
     try:
         return any(is_bearable(candidate, hint, conf=_INT_IS_FLOAT) for candidate in ([value, tuple(value)] if isinstance(value, list) else [value]))
     except Exception:
