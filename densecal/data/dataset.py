@@ -6,6 +6,7 @@ no state between items, so the batches depend neither on the number of workers n
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,17 +50,23 @@ class CaseDataset(Dataset[dict[str, Any]]):
         need_foreground = train and card.foreground_fraction is not None
         self.prepare = Compose([prepare_transforms(card), *([ForegroundVoxelsd(card)] if need_foreground else [])])
         self.finish = train_transforms(card) if train else Compose([DecodeLabeld(card)])
-        self._cached: list[dict[str, Tensor]] | None = None
+        self._cached: Sequence[dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def fill_cache(self, progress: bool = False) -> None:
-        """Load every case once. Do so before workers are forked: they then share the memory."""
+        """Load every case once. Do so before workers are started: they then share the memory."""
         if self._cached is None:
             with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
                 loaded = pool.map(self._load, range(len(self)))
                 self._cached = list(tqdm(loaded, total=len(self), desc="Loading data", unit="case", disable=not progress, leave=False))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is not forked: the cache goes into shared memory, where each piece takes a file handle, of which a process has few."""
+        if self._cached is not None and not isinstance(self._cached, _EndToEnd):
+            self._cached = _EndToEnd(self._cached)
+        return dict(self.__dict__)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, seed = key if isinstance(key, tuple) else (key, None)
@@ -94,6 +101,26 @@ class CaseDataset(Dataset[dict[str, Any]]):
             raise RuntimeError(f"{files}: cannot be loaded ({type(cause).__name__}: {cause}). `densecal-check` looks at every file.") from error
         spacing = torch.as_tensor(data["image"].pixdim, dtype=torch.float32)
         return {name: plain(data[name]).contiguous() for name in _KEPT if name in data} | {"spacing": spacing}
+
+
+class _EndToEnd(Sequence[dict[str, Tensor]]):
+    """Items whose tensors of one name lie end to end in one tensor."""
+
+    def __init__(self, items: Sequence[dict[str, Tensor]]) -> None:
+        names = list(items[0]) if len(items) else []
+        self.length = len(items)
+        self.shapes = {name: [item[name].shape for item in items] for name in names}
+        self.ends = {name: list(itertools.accumulate(shape.numel() for shape in self.shapes[name])) for name in names}
+        self.flat = {name: torch.cat([item[name].flatten() for item in items]) for name in names}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        return {
+            name: flat[self.ends[name][index] - self.shapes[name][index].numel() : self.ends[name][index]].view(self.shapes[name][index])
+            for name, flat in self.flat.items()
+        }
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):

@@ -136,6 +136,8 @@ class SegmentationData(L.LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
+            # A process that talks to others has threads at work, and a worker forked while one of them holds a lock of Python's waits for it for ever.
+            multiprocessing_context="forkserver" if workers and self._place()[1] > 1 else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each epoch would take a number from the global generator
         )

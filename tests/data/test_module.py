@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,20 @@ def test_loading_leaves_the_global_generator_alone(make_set: Callable[..., DataC
 
 
 @pytest.mark.slow
-def test_spawned_workers_give_the_same(make_set: Callable[..., DataCard]) -> None:
+def test_workers_beside_other_processes_give_the_same(make_set: Callable[..., DataCard], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not forked, and take a cache of more tensors than a process may hand over one by one."""
     card = make_set(6)
-    data = SegmentationData(card, progress=False)
-    loader = torch.utils.data.DataLoader(
-        data.dataset("train"), batch_size=2, sampler=data.train_dataloader().sampler, num_workers=1, multiprocessing_context="spawn"
-    )
-    assert same(list(loader), epoch(data, 0))
+    alone = SegmentationData(card, progress=False)
+    data = SegmentationData(override_card(card, {"num_workers": 2}), progress=False)
+    monkeypatch.setattr(data, "_place", lambda: (1, 2))
+    monkeypatch.setattr(alone, "_place", lambda: (1, 2))
+    for each in (alone, data):
+        dataset = each.dataset("train")
+        dataset.cases = dataset.cases * 100
+        dataset._cached = [{name: value.clone() for name, value in item.items()} for item in dataset._cached or () for _ in range(100)]
+    loader = data.train_dataloader()
+    assert loader.multiprocessing_context.get_start_method() == "forkserver"  # type: ignore[union-attr]
+    assert same(list(islice(loader, 5)), list(islice(alone.train_dataloader(), 5)))
 
 
 @pytest.mark.parametrize(("cases", "world_size"), [(7, 2), (8, 2), (7, 3), (2, 5)])
