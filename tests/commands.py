@@ -45,6 +45,8 @@ def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: 
     from densecal.cli import predict, train
 
     torch.set_num_threads(1)
+    # As in a process that was started from a shell; this one has inherited the fork server that it comes from.
+    multiprocessing.set_start_method("fork", force=True)
     if die_in is not None:
         _plant(die_in, epoch)
     sys.argv = [f"densecal-{name}", *arguments]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +138,20 @@ class SegmentationData(L.LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            # A process that talks to others has threads at work, and a worker forked while one of them holds a lock of Python's waits for it for ever.
-            multiprocessing_context="forkserver" if workers and self._place()[1] > 1 else None,
+            multiprocessing_context=_fork_server() if workers and self._place()[1] > 1 else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each epoch would take a number from the global generator
         )
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+def _fork_server() -> BaseContext:
+    """Workers forked from a process that has no threads.
+
+    A process that talks to others has threads at work, and a worker forked while one of them holds a lock of Python's waits for it for ever.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "densecal.data"])  # else each worker would import it all by itself, one after the other
+    return context
