@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from multiprocessing.context import BaseContext
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ class SegmentationData(L.LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            multiprocessing_context=_fork_server() if workers and self._place()[1] > 1 else None,
+            **(_fork_server() if workers and self._place()[1] > 1 else {}),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each epoch would take a number from the global generator
         )
@@ -147,11 +148,23 @@ class SegmentationData(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
 
-def _fork_server() -> BaseContext:
-    """Workers forked from a process that has no threads.
+def _fork_server() -> dict[str, Any]:
+    """Arguments of a loader whose workers are forked from a process without threads.
 
     A process that talks to others has threads at work, and a worker forked while one of them holds a lock of Python's waits for it for ever.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "densecal.data"])  # else each worker would import it all by itself, one after the other
-    return context
+    return {"multiprocessing_context": context, "worker_init_fn": _end_with_the_run}
+
+
+def _end_with_the_run(worker: int) -> None:
+    """Such a worker's parent is the fork server, so torch does not see it when the process that it works for is killed."""
+    run = multiprocessing.parent_process()
+    assert run is not None
+
+    def watch() -> None:
+        run.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

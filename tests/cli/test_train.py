@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -140,6 +141,20 @@ def test_killed_run_resumes_to_the_same_numbers(moment, blobs, uninterrupted, tm
     assert [round(event.value, 6) for event in events.Scalars("val/dice")] == [
         round(float(row["val/dice"]), 6) for row in csv.DictReader((run / "metrics.csv").open())
     ]
+
+
+@pytest.mark.slow
+def test_killed_run_on_real_volumes_resumes_to_the_same_numbers(hippocampus, tmp_path):
+    """Killed at every moment in turn, in one run: in a step, in validation, in the writing of each checkpoint."""
+    options = ["data=hippocampus", f"data.root={hippocampus}", "loss=svls", "model.dropout=0.2", "trainer.max_epochs=5", "trainer.accelerator=cpu"]
+    log = tmp_path / "log.txt"
+    assert run_command("train", [*options, f"output_dir={tmp_path / 'whole'}"], log) == 0, log.read_text()
+    begin = [*options, f"output_dir={tmp_path / 'cut'}"]
+    for epoch, moment in enumerate(sorted(MOMENTS), start=1):  # "best" first: the second epoch is better than the first
+        assert run_command("train", begin, log, die_in=moment, epoch=epoch) == -signal.SIGKILL, log.read_text()
+        begin = [f"resume={the_run(tmp_path / 'cut')}"]
+    assert run_command("train", begin, log) == 0, log.read_text()
+    assert scores(the_run(tmp_path / "cut")) == scores(the_run(tmp_path / "whole"))
 
 
 def test_resume_latest_takes_the_last_run_with_these_settings(blobs, tmp_path):
@@ -291,3 +306,27 @@ def test_two_processes_test_to_the_numbers_of_one(uninterrupted, tmp_path):
         (run / written).unlink()
     in_processes(ROOT / "tools" / "train.py", f"resume={run}", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
     assert scores(run) == scores(uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_processes_leave_none_behind(blobs, tmp_path):
+    """Their loader workers and fork servers go with them."""
+    command = [sys.executable, ROOT / "tools" / "train.py", "trainer=ddp", "trainer.devices=2", *settings(blobs, tmp_path, "trainer.max_epochs=9999")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    first = subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert first.stdout is not None
+    assert any(line.startswith("epoch 1/") for line in first.stdout)
+    others = [int(pid) for pid in Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()]
+    ranks = [first.pid, *(pid for pid in others if "train.py" in Path(f"/proc/{pid}/cmdline").read_text())]
+    assert len(ranks) == 2
+    for pid in ranks:
+        os.kill(pid, signal.SIGKILL)
+    first.wait()
+    for _ in range(60):
+        try:
+            os.killpg(first.pid, 0)  # sends nothing; asks whether the group has a process left
+        except ProcessLookupError:
+            return
+        time.sleep(0.5)
+    os.killpg(first.pid, signal.SIGKILL)
+    pytest.fail("processes were left behind")
