@@ -104,7 +104,7 @@ class Overlap(Term):
         active = target.valid.flatten(1).any(dim=1, keepdim=True).expand_as(tp)
         if self.active == "present" or (self.active == "auto" and target.hard):
             active = active & (q[:, first:].amax(axes) > self.threshold)
-        weights = torch.ones_like(tp[0]) if class_weights is None else class_weights[first:].to(tp.dtype)
+        weights = tp.new_ones(tp.shape[1]) if class_weights is None else class_weights[first:].to(tp.dtype)
 
         value = logits.new_zeros(())
         if self.weight_batch:
