@@ -1,12 +1,15 @@
 """Label map -> distribution per pixel. Each method is a pure function and a module of the same name."""
 
 from densecal.targets.base import Neighbourhood, Recipe, SoftTarget, Target, Uniform
+from densecal.targets.boundary_smoothing import BoundarySmoothing, BoundarySmoothingTarget, boundary_mask, boundary_smoothing_target
 from densecal.targets.label_smoothing import LabelSmoothingTarget, label_smoothing_target
 from densecal.targets.neighbour_proportions import NeighbourProportionsTarget, neighbour_proportions_target
 from densecal.targets.one_hot import OneHotTarget, one_hot_target
 from densecal.targets.svls import SVLSTarget, svls_target
 
 __all__ = [
+    "BoundarySmoothing",
+    "BoundarySmoothingTarget",
     "LabelSmoothingTarget",
     "NeighbourProportionsTarget",
     "Neighbourhood",
@@ -16,6 +19,8 @@ __all__ = [
     "SoftTarget",
     "Target",
     "Uniform",
+    "boundary_mask",
+    "boundary_smoothing_target",
     "label_smoothing_target",
     "neighbour_proportions_target",
     "one_hot_target",
