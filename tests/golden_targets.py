@@ -1,13 +1,15 @@
-"""Targets against the authors' numbers: boundary label smoothing."""
+"""Targets against the authors' numbers: boundary label smoothing, statistics of the labels of a window, windows that follow the image."""
 
 from __future__ import annotations
 
 import torch
 from golden import check, handles, labels_of
+from torch import nn
+from torch.nn import functional as F
 
 from densecal.labels import DEFAULT_IGNORE_INDEX
-from densecal.losses import BoundarySmoothingLoss
-from densecal.targets import BoundarySmoothingTarget, boundary_mask, one_hot_target
+from densecal.losses import BoundarySmoothingLoss, NACLLoss
+from densecal.targets import BoundarySmoothingTarget, boundary_mask, neighbour_proportions_target, one_hot_target
 
 
 @handles("boundary_ls")
@@ -26,3 +28,49 @@ def boundary_smoothing(case, tensors):
     # The published loss is KL, cross-entropy less the target's entropy, which has no gradient.
     entropy = -torch.special.xlogy(probs, probs).sum() / plain.valid.sum()
     check({**case, "results": {"loss": case["results"]["loss"] + entropy.item()}}, tensors, BoundarySmoothingLoss(**options), labels)
+
+
+class AsPadded(nn.Module):
+    """A loss on an image with a frame of class 0 and intensity 0, averaged inside the frame: the published border rule without an option for it."""
+
+    def __init__(self, loss: nn.Module, width: int, image: torch.Tensor | None) -> None:
+        super().__init__()
+        self.loss, self.width, self.image = loss, width, image
+
+    def forward(self, logits, labels):
+        context = None if self.image is None else {"image": framed(self.image, self.width)}
+        values = self.loss(framed(logits, self.width), framed(labels, self.width), context=context)
+        return inside(values, self.width).mean()
+
+
+def framed(tensor, width):
+    return F.pad(tensor, [width, width] * (tensor.ndim - (2 if tensor.is_floating_point() else 1)))
+
+
+def inside(tensor, width):
+    spatial_dims = tensor.ndim - (2 if tensor.ndim == 4 else 1)
+    return tensor[(..., *[slice(width, -width) if width else slice(None)] * spatial_dims)]
+
+
+@handles(
+    "nacl_max", "nacl_min", "nacl_median", "nacl_mode", "nacl_image_proportions_l1", "nacl_image_proportions_l2", "nacl_bilateral", "nacl_gradient"
+)
+@handles("nacl_image_proportions_l1_replicate", "nacl_image_proportions_l2_replicate")
+def neighbours(case, tensors):
+    params, labels, num_classes, image = case["params"], labels_of(tensors), tensors["logits"].shape[1], tensors.get("image")
+    kernel = {
+        "image_proportions_l1": "image_l1",
+        "image_proportions_l2": "image_l2",
+        "bilateral": "bilateral_as_published",
+        "gradient": "gradient_as_published",
+    }.get(params["kernel_ops"], params["kernel_ops"])
+    window = {"kernel": kernel, "kernel_size": params["kernel_size"], "sigma": params.get("sigma", 1.0)}
+    width = params["kernel_size"] // 2 if params["border"] == "zero labels" else 0
+    for dtype in (torch.float32, torch.float64):
+        padded = None if image is None else framed(image, width)
+        prior = neighbour_proportions_target(framed(labels, width), num_classes, image=padded, dtype=dtype, **window).probs
+        torch.testing.assert_close(inside(prior, width), tensors["prior"].to(dtype), rtol=0, atol=1e-6)
+    loss = NACLLoss(weight=params["alpha"], distance=params["distance_type"], reduction="none", **window)
+    check(case, tensors, AsPadded(loss, width, image), labels)
+    if params["kernel_ops"] == "max":  # class 0 outside never is the largest, so that the border rule plays no part
+        torch.testing.assert_close(neighbour_proportions_target(labels, num_classes, **window).probs, tensors["prior"], rtol=0, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,4 +42,44 @@ def smoothed(one_hot: Tensor, valid: Tensor, share: Tensor) -> Tensor:
             eps = share[(image, *x)].item()
             for k in range(c):
                 result[(image, k, *x)] = (1 - eps) * one_hot[(image, k, *x)].item() + eps / c
+    return result
+
+
+def statistic(label_map: Tensor, num_classes: int, kind: str, sides: Sequence[int], border: str, ignore_index: int = -100) -> Tensor:
+    """One-hot of the largest, smallest, lower median or most frequent (smallest of ties) class number of the window; ignored pixels left out."""
+    result = torch.zeros(label_map.shape[0], num_classes, *label_map.shape[1:], dtype=torch.float64)
+    for image, *x in itertools.product(*map(range, label_map.shape)):
+        if label_map[(image, *x)] == ignore_index:
+            continue
+        window = [label_map[(image, *y)].item() for _, y in around(x, sides, label_map.shape[1:], border) if y is not None]
+        found = sorted(label for label in window if label != ignore_index)
+        pick = {"max": found[-1], "min": found[0], "median": found[(len(found) - 1) // 2], "mode": max(found, key=lambda c: (found.count(c), -c))}[
+            kind
+        ]
+        result[(image, int(pick), *x)] = 1.0
+    return result
+
+
+def guided(
+    one_hot: Tensor, valid: Tensor, image: Tensor, similarity: str, sides: Sequence[int], border: str, sigma: float | None, scale: float
+) -> Tensor:
+    """sum w v q / sum w v with w = exp(-mean |d|) or exp(-mean d^2) over channels, times a Gaussian in space where there is a sigma."""
+    result, c, channels = torch.zeros_like(one_hot), one_hot.shape[1], image.shape[1]
+    for n, *x in pixels(one_hot.shape):
+        if not valid[(n, *x)]:
+            continue
+        numerator, denominator = [0.0] * c, 0.0
+        for offset, y in around(x, sides, one_hot.shape[2:], border):
+            if (y is None and border == "renormalize") or (y is not None and not valid[(n, *y)]):
+                continue
+            there = [0.0 if y is None else image[(n, i, *y)].item() for i in range(channels)]
+            d = [(b - image[(n, i, *x)].item()) / scale for i, b in enumerate(there)]
+            weight = math.exp(-sum(abs(e) if similarity == "l1" else e * e for e in d) / channels)
+            if sigma is not None:
+                weight *= math.exp(-sum(o * o for o in offset) / (2 * sigma**2))
+            denominator += weight
+            for k in range(c):
+                numerator[k] += weight * one_hot[(n, k, *y)].item() if y is not None else 0.0
+        for k in range(c):
+            result[(n, k, *x)] = numerator[k] / denominator
     return result

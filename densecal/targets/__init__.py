@@ -2,15 +2,19 @@
 
 from densecal.targets.base import Neighbourhood, Recipe, SoftTarget, Target, Uniform
 from densecal.targets.boundary_smoothing import BoundarySmoothing, BoundarySmoothingTarget, boundary_mask, boundary_smoothing_target
+from densecal.targets.image_guided import ImageGuided
 from densecal.targets.label_smoothing import LabelSmoothingTarget, label_smoothing_target
-from densecal.targets.neighbour_proportions import NeighbourProportionsTarget, neighbour_proportions_target
+from densecal.targets.label_statistic import LabelStatistic
+from densecal.targets.neighbour_proportions import NeighbourProportionsTarget, neighbour_proportions_target, neighbour_recipe
 from densecal.targets.one_hot import OneHotTarget, one_hot_target
 from densecal.targets.svls import SVLSTarget, svls_target
 
 __all__ = [
     "BoundarySmoothing",
     "BoundarySmoothingTarget",
+    "ImageGuided",
     "LabelSmoothingTarget",
+    "LabelStatistic",
     "NeighbourProportionsTarget",
     "Neighbourhood",
     "OneHotTarget",
@@ -23,6 +27,7 @@ __all__ = [
     "boundary_smoothing_target",
     "label_smoothing_target",
     "neighbour_proportions_target",
+    "neighbour_recipe",
     "one_hot_target",
     "svls_target",
 ]
