@@ -1,4 +1,5 @@
-"""Targets against the authors' numbers: boundary label smoothing, statistics of the labels of a window, windows that follow the image."""
+"""Targets against the authors' numbers: boundary label smoothing, statistics of the labels of a window, windows that follow the
+image, temporal label smoothing."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from torch.nn import functional as F
 
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses import BoundarySmoothingLoss, NACLLoss
-from densecal.targets import BoundarySmoothingTarget, boundary_mask, neighbour_proportions_target, one_hot_target
+from densecal.targets import (
+    BoundarySmoothingTarget,
+    boundary_mask,
+    neighbour_proportions_target,
+    one_hot_target,
+    temporal_share,
+    temporal_smoothing_target,
+)
 
 
 @handles("boundary_ls")
@@ -74,3 +82,39 @@ def neighbours(case, tensors):
     check(case, tensors, AsPadded(loss, width, image), labels)
     if params["kernel_ops"] == "max":  # class 0 outside never is the largest, so that the border rule plays no part
         torch.testing.assert_close(neighbour_proportions_target(labels, num_classes, **window).probs, tensors["prior"], rtol=0, atol=1e-6)
+
+
+TEMPORAL_FORMS = {
+    "q_exp_param": "exponential",
+    "q_sigmoid_param": "sigmoid",
+    "q_linear": "linear",
+    "q_step": "step",
+    "q_kro": "hard",
+    "q_ls": "constant",
+}
+
+
+def horizons(case):
+    params = case["params"]
+    form = TEMPORAL_FORMS[case["function"].removeprefix("get_smoothed_labels(").removesuffix(")")]
+    names = {"h_true": "h_true", "h_min": "h_min", "h_max": "h_max", "gamma": "gamma", "delta_h": "steps_per_hour"}
+    return {"form": form, **{ours: params[theirs] for theirs, ours in names.items() if theirs in params}}
+
+
+@handles("tls_q_exp_param", "tls_q_sigmoid_param", "tls_q_linear", "tls_q_step", "tls_q_kro", "tls_q_ls")
+def temporal(case, tensors):
+    options, time = horizons(case), tensors["dt"].double()
+    share = temporal_share(time.masked_fill(time >= 1e9, float("inf")), **options)
+    expected = tensors["q"].double()
+    if case["status"] == "as_published":  # the published sigmoid overflows and becomes a step, which a narrow sigmoid is except right beside h_true
+        far = (time - options["h_true"]).abs() > 16 * options["gamma"] * options["steps_per_hour"]
+        share, expected = share[far], expected[far]
+    torch.testing.assert_close(share, expected, rtol=0, atol=1e-6)
+
+
+@handles("tls_sequence")
+def temporal_sequence(case, tensors):
+    for dtype in (torch.float32, torch.float64):
+        for label in (tensors["event"][None], tensors["event"][None, None].long()):
+            probs = temporal_smoothing_target(label, **horizons(case), dtype=dtype).probs
+            torch.testing.assert_close(probs[0, 0], tensors["smoothed"].to(dtype), rtol=0, atol=1e-6)

@@ -83,3 +83,41 @@ def guided(
         for k in range(c):
             result[(n, k, *x)] = numerator[k] / denominator
     return result
+
+
+def time_to_next(events: Sequence[int]) -> list[float]:
+    """Steps to the first later step whose event begins there."""
+    result = []
+    for t in range(len(events)):
+        later = [u - t for u in range(t + 1, len(events)) if events[u] == 1 and events[u - 1] != 1]
+        result.append(float(later[0]) if later else math.inf)
+    return result
+
+
+def temporal_share(t: float, form: str, h_true: float, h_min: float, h_max: float, gamma: float, per_hour: float) -> float:
+    """The forms as written; d of the sigmoid by bisection."""
+    if form == "hard":
+        return float(t < h_true)
+    if form == "constant":
+        return 1 - gamma if t <= h_true else gamma
+    if t <= h_min:
+        return 1.0
+    if t > h_max:
+        return 0.0
+    g, k = gamma / per_hour, gamma * per_hour
+    if form == "exponential":
+        return (math.exp(-g * t) - math.exp(-g * h_max)) / (math.exp(-g * h_min) - math.exp(-g * h_max))
+    if form == "linear":
+        return 1 - (t - h_min) / (h_max - h_min)
+    if form == "step":
+        return 1 - math.floor((t - h_min) / k) / ((h_max - h_min) / k)
+
+    def q(x: float, d: float) -> float:
+        s = [1 / (1 + math.exp((y - d) / k)) for y in (x, h_min, h_max)]
+        return (s[0] - s[2]) / (s[1] - s[2])
+
+    low, high = h_min - 20 * k, h_max + 20 * k
+    for _ in range(200):
+        d = (low + high) / 2
+        low, high = (d, high) if q(h_true, d) < 0.5 else (low, d)
+    return q(t, d)

@@ -16,7 +16,6 @@ for path in Path(__file__).parent.glob("golden_*.py"):
 # Methods that are still to come; whoever lands one writes its handler and strikes its strata from here.
 LATER = {
     # targets
-    *("tls_q_exp_param", "tls_q_sigmoid_param", "tls_q_linear", "tls_q_step", "tls_q_kro", "tls_q_ls", "tls_sequence"),
     "kde_soft_label",
     # losses
     *("focal_marginloss", "focal_jdt", "online_ls", "kl_div", "sc_bce_expectation"),

@@ -8,6 +8,13 @@ from densecal.targets.label_statistic import LabelStatistic
 from densecal.targets.neighbour_proportions import NeighbourProportionsTarget, neighbour_proportions_target, neighbour_recipe
 from densecal.targets.one_hot import OneHotTarget, one_hot_target
 from densecal.targets.svls import SVLSTarget, svls_target
+from densecal.targets.temporal_smoothing import (
+    TemporalSmoothing,
+    TemporalSmoothingTarget,
+    temporal_share,
+    temporal_smoothing_target,
+    time_to_next_event,
+)
 
 __all__ = [
     "BoundarySmoothing",
@@ -22,6 +29,8 @@ __all__ = [
     "SVLSTarget",
     "SoftTarget",
     "Target",
+    "TemporalSmoothing",
+    "TemporalSmoothingTarget",
     "Uniform",
     "boundary_mask",
     "boundary_smoothing_target",
@@ -30,4 +39,7 @@ __all__ = [
     "neighbour_recipe",
     "one_hot_target",
     "svls_target",
+    "temporal_share",
+    "temporal_smoothing_target",
+    "time_to_next_event",
 ]
