@@ -121,3 +121,14 @@ def temporal_share(t: float, form: str, h_true: float, h_min: float, h_max: floa
         d = (low + high) / 2
         low, high = (d, high) if q(h_true, d) < 0.5 else (low, d)
     return q(t, d)
+
+
+def rater_mean(label_maps: Tensor, num_classes: int, ignore_index: int = -100) -> Tensor:
+    """Share of each class among the raters ``(N, R, *spatial)`` that do not ignore the pixel; 0 where all do."""
+    n, _, *spatial = label_maps.shape
+    result = torch.zeros(n, num_classes, *spatial, dtype=torch.float64)
+    for image, *x in itertools.product(range(n), *map(range, spatial)):
+        votes = [v for v in label_maps[(image, slice(None), *x)].tolist() if v != ignore_index]
+        for v in votes:
+            result[(image, v, *x)] += 1 / len(votes)
+    return result

@@ -7,7 +7,9 @@ from densecal.targets.label_smoothing import LabelSmoothingTarget, label_smoothi
 from densecal.targets.label_statistic import LabelStatistic
 from densecal.targets.neighbour_proportions import NeighbourProportionsTarget, neighbour_proportions_target, neighbour_recipe
 from densecal.targets.one_hot import OneHotTarget, one_hot_target
+from densecal.targets.rater_mean import RaterMeanTarget, rater_mean_target
 from densecal.targets.svls import SVLSTarget, svls_target
+from densecal.targets.teacher import TeacherBlend, TeacherTarget, teacher_probabilities
 from densecal.targets.temporal_smoothing import (
     TemporalSmoothing,
     TemporalSmoothingTarget,
@@ -15,6 +17,7 @@ from densecal.targets.temporal_smoothing import (
     temporal_smoothing_target,
     time_to_next_event,
 )
+from densecal.targets.wrapper import WrapperTarget
 
 __all__ = [
     "BoundarySmoothing",
@@ -25,20 +28,26 @@ __all__ = [
     "NeighbourProportionsTarget",
     "Neighbourhood",
     "OneHotTarget",
+    "RaterMeanTarget",
     "Recipe",
     "SVLSTarget",
     "SoftTarget",
     "Target",
+    "TeacherBlend",
+    "TeacherTarget",
     "TemporalSmoothing",
     "TemporalSmoothingTarget",
     "Uniform",
+    "WrapperTarget",
     "boundary_mask",
     "boundary_smoothing_target",
     "label_smoothing_target",
     "neighbour_proportions_target",
     "neighbour_recipe",
     "one_hot_target",
+    "rater_mean_target",
     "svls_target",
+    "teacher_probabilities",
     "temporal_share",
     "temporal_smoothing_target",
     "time_to_next_event",

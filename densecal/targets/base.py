@@ -89,6 +89,19 @@ class SoftTarget:
         self._one_hot = soft_labels
         self._probs: Tensor | None = None
 
+    def with_recipe(self, recipe: Recipe, *, hard: bool) -> SoftTarget:
+        """The same labels and valid pixels under another recipe."""
+        return SoftTarget(
+            label_map=self.label_map,
+            soft_labels=self._one_hot,
+            valid=self.valid,
+            num_classes=self.num_classes,
+            recipe=recipe,
+            activation=self.activation,
+            hard=hard,
+            dtype=self.dtype,
+        )
+
     @property
     def one_hot(self) -> Tensor:
         """The labels before smoothing, ``(N, C, *spatial)``: one-hot, or the soft labels as given; 0 where not valid."""
