@@ -132,3 +132,14 @@ def rater_mean(label_maps: Tensor, num_classes: int, ignore_index: int = -100) -
         for v in votes:
             result[(image, v, *x)] += 1 / len(votes)
     return result
+
+
+def distances(mask: Tensor, spacing: Sequence[float]) -> Tensor:
+    """Euclidean distance from each pixel of ``(N, *spatial)`` to the nearest True one, by trying all; inf where there is none."""
+    result = torch.full(mask.shape, math.inf, dtype=torch.float64)
+    for image in range(mask.shape[0]):
+        marked = mask[image].nonzero().tolist()
+        for x in itertools.product(*map(range, mask.shape[1:])):
+            apart = [math.sqrt(sum((s * (a - b)) ** 2 for s, a, b in zip(spacing, x, y, strict=True))) for y in marked]
+            result[(image, *x)] = min(apart, default=math.inf)
+    return result

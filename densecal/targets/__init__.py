@@ -2,6 +2,7 @@
 
 from densecal.targets.base import Neighbourhood, Recipe, SoftTarget, Target, Uniform
 from densecal.targets.boundary_smoothing import BoundarySmoothing, BoundarySmoothingTarget, boundary_mask, boundary_smoothing_target
+from densecal.targets.distance_smoothing import DistanceSmoothing, DistanceSmoothingTarget, distance_smoothing_target
 from densecal.targets.image_guided import ImageGuided
 from densecal.targets.label_smoothing import LabelSmoothingTarget, label_smoothing_target
 from densecal.targets.label_statistic import LabelStatistic
@@ -22,6 +23,8 @@ from densecal.targets.wrapper import WrapperTarget
 __all__ = [
     "BoundarySmoothing",
     "BoundarySmoothingTarget",
+    "DistanceSmoothing",
+    "DistanceSmoothingTarget",
     "ImageGuided",
     "LabelSmoothingTarget",
     "LabelStatistic",
@@ -41,6 +44,7 @@ __all__ = [
     "WrapperTarget",
     "boundary_mask",
     "boundary_smoothing_target",
+    "distance_smoothing_target",
     "label_smoothing_target",
     "neighbour_proportions_target",
     "neighbour_recipe",
