@@ -1,5 +1,5 @@
 """Targets against the authors' numbers: boundary label smoothing, statistics of the labels of a window, windows that follow the
-image, temporal label smoothing."""
+image, temporal label smoothing, kernel-density soft labels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from densecal.losses import BoundarySmoothingLoss, NACLLoss
 from densecal.targets import (
     BoundarySmoothingTarget,
     boundary_mask,
+    kde_soft_label,
     neighbour_proportions_target,
     one_hot_target,
     temporal_share,
@@ -118,3 +119,12 @@ def temporal_sequence(case, tensors):
         for label in (tensors["event"][None], tensors["event"][None, None].long()):
             probs = temporal_smoothing_target(label, **horizons(case), dtype=dtype).probs
             torch.testing.assert_close(probs[0, 0], tensors["smoothed"].to(dtype), rtol=0, atol=1e-6)
+
+
+@handles("kde_soft_label")
+def kernel_density(case, tensors):
+    probs, at, truth = tensors["probs"].double(), tensors["key_index"].long(), tensors["key_onehot"]
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 5e-5)):  # the published float32 differs by 1e-5 itself
+        keys = probs.flatten(1)[:, at].T.to(dtype)
+        found = kde_soft_label(probs[None].to(dtype), keys, truth, bandwidth=case["params"]["bandwidth"])
+        torch.testing.assert_close(found[0], tensors["kde_probs"].to(dtype), rtol=0, atol=tolerance)

@@ -143,3 +143,14 @@ def distances(mask: Tensor, spacing: Sequence[float]) -> Tensor:
             apart = [math.sqrt(sum((s * (a - b)) ** 2 for s, a, b in zip(spacing, x, y, strict=True))) for y in marked]
             result[(image, *x)] = min(apart, default=math.inf)
     return result
+
+
+def kernel_density(p: Sequence[float], keys: Sequence[Sequence[float]], labels: Sequence[Sequence[float]], bandwidth: float) -> list[float]:
+    """sum w y / sum w with Dirichlet densities written out."""
+
+    def dirichlet(alpha: Sequence[float]) -> float:
+        normaliser = math.gamma(sum(alpha)) / math.prod(math.gamma(a) for a in alpha)
+        return normaliser * math.prod(x ** (a - 1) for x, a in zip(p, alpha, strict=True))
+
+    weights = [dirichlet([x / bandwidth + 1 for x in key]) for key in keys]
+    return [sum(w * y[c] for w, y in zip(weights, labels, strict=True)) / sum(weights) for c in range(len(p))]
