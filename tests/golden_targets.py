@@ -49,15 +49,14 @@ class AsPadded(nn.Module):
     def forward(self, logits, labels):
         context = None if self.image is None else {"image": framed(self.image, self.width)}
         values = self.loss(framed(logits, self.width), framed(labels, self.width), context=context)
-        return inside(values, self.width).mean()
+        return inside(values, self.width, logits.ndim - 2).mean()
 
 
 def framed(tensor, width):
     return F.pad(tensor, [width, width] * (tensor.ndim - (2 if tensor.is_floating_point() else 1)))
 
 
-def inside(tensor, width):
-    spatial_dims = tensor.ndim - (2 if tensor.ndim == 4 else 1)
+def inside(tensor, width, spatial_dims):
     return tensor[(..., *[slice(width, -width) if width else slice(None)] * spatial_dims)]
 
 
@@ -78,7 +77,7 @@ def neighbours(case, tensors):
     for dtype in (torch.float32, torch.float64):
         padded = None if image is None else framed(image, width)
         prior = neighbour_proportions_target(framed(labels, width), num_classes, image=padded, dtype=dtype, **window).probs
-        torch.testing.assert_close(inside(prior, width), tensors["prior"].to(dtype), rtol=0, atol=1e-6)
+        torch.testing.assert_close(inside(prior, width, labels.ndim - 1), tensors["prior"].to(dtype), rtol=0, atol=1e-6)
     loss = NACLLoss(weight=params["alpha"], distance=params["distance_type"], reduction="none", **window)
     check(case, tensors, AsPadded(loss, width, image), labels)
     if params["kernel_ops"] == "max":  # class 0 outside never is the largest, so that the border rule plays no part

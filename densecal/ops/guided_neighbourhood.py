@@ -91,8 +91,8 @@ def guided_convolution(
         distance = (difference.square() if similarity == "l2" else difference.abs()).sum(dim=1, keepdim=True) / channels
         weight = distance if similarity == "difference" else torch.exp(-distance)
         weight = weight * _broadcast(functools.reduce(operator.mul, [axis[o] for axis, o in zip(kernel.taps, offset, strict=True)]), shares)
-        numerator = numerator + weight * padded_shares[at]
-        denominator = denominator + weight * counted[at]
+        numerator.addcmul_(weight, padded_shares[at])
+        denominator.addcmul_(weight, counted[at])
     if not normalize:
         return torch.where(mask, numerator, 0.0)
     # A valid pixel weighs 1 in its own window, unless differences are the weights: where all are 0, so are the shares.

@@ -73,12 +73,13 @@ def test_ignored_pixels_stay_ignored_and_teachers_get_no_gradient(junk):
     value.backward()
     assert dirty.grad is None
     assert not logits.grad.movedim(1, -1)[~case.valid].any()
-    assert torch.autograd.gradcheck(lambda z: loss(z, case.label_map, context={"teacher_logits": dirty}), logits)
 
 
 def test_gradient_of_cross_entropy_is_student_less_teacher():
     case, z = make_case((5, 7), ignored=0.0), teachers((5, 7), 1)
     loss = CompoundLoss(TeacherTarget(mix=1.0), {"ce": {"term": CrossEntropy(reduction="sum")}})
+    small = {"teacher_logits": z[..., :2, :3]}
+    assert torch.autograd.gradcheck(lambda x: loss(x, case.label_map[:, :2, :3], context=small), case.logits[..., :2, :3].clone().requires_grad_())
     logits = case.logits.requires_grad_()
     loss(logits, case.label_map, context={"teacher_logits": z}).backward()
     torch.testing.assert_close(logits.grad, (logits.softmax(1) - z[0].softmax(1)).detach())

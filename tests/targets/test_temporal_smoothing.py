@@ -1,6 +1,8 @@
 """Temporal label smoothing: arithmetic, loops, limits, ignored steps."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import reference_targets as reference
@@ -88,6 +90,16 @@ def test_ignored_steps_hold_no_event_and_get_no_gradient():
     loss(logits, sequences).backward()
     assert (logits.grad[0, 0] == 0).tolist() == (sequences[0] < 0).tolist()
     assert torch.autograd.gradcheck(lambda z: loss(z, sequences), logits)
+
+
+@pytest.mark.parametrize("form", ["exponential", "sigmoid"])
+def test_loss_compiles_into_one_graph_and_copies_give_the_same(form):
+    torch._dynamo.reset()
+    loss = CompoundLoss(TemporalSmoothingTarget(form=form), {"ce": {"term": CrossEntropy()}})
+    sequences, logits = events(c=2), torch.randn(3, 2, 40)
+    expected = loss(logits, sequences)
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(logits, sequences), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(copy.deepcopy(loss)))(logits, sequences), expected)
 
 
 @pytest.mark.parametrize(
