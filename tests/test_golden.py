@@ -15,11 +15,6 @@ for path in Path(__file__).parent.glob("golden_*.py"):
 
 # Methods that are still to come; whoever lands one writes its handler and strikes its strata from here.
 LATER = {
-    # targets
-    *("nacl_max", "nacl_min", "nacl_median", "nacl_mode", "nacl_bilateral", "nacl_gradient"),
-    *("nacl_image_proportions_l1", "nacl_image_proportions_l1_replicate", "nacl_image_proportions_l2", "nacl_image_proportions_l2_replicate"),
-    *("tls_q_exp_param", "tls_q_sigmoid_param", "tls_q_linear", "tls_q_step", "tls_q_kro", "tls_q_ls", "tls_sequence"),
-    *("boundary_ls", "kde_soft_label"),
     # losses
     *("focal_marginloss", "focal_jdt", "online_ls", "kl_div", "sc_bce_expectation"),
     *("nacl_monai_gaussian_2d", "nacl_monai_gaussian_3d"),

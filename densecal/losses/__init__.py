@@ -3,6 +3,7 @@
 Each is an ``nn.Module`` with ``forward(logits, target) -> Tensor``, so it drops into MONAI, Lightning, smp or a bare loop.
 """
 
+from densecal.losses.boundary_smoothing import BoundarySmoothingLoss
 from densecal.losses.compound import CompoundLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
 from densecal.losses.presets import (
@@ -16,6 +17,7 @@ from densecal.losses.presets import (
 )
 
 __all__ = [
+    "BoundarySmoothingLoss",
     "CompoundLoss",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",

@@ -42,7 +42,8 @@ class DeepSupervisionLoss(nn.Module):
     r"""Weighted sum of a loss over outputs of several resolutions.
 
     The labels are downsampled first (nearest, soft labels too, so that ignored pixels stay whole) and the target is made at each resolution: a window
-    of three pixels is three pixels of that level. The side input ``image`` is averaged to the resolution and ``spacing`` grows with it.
+    of three pixels is three pixels of that level. The side input ``image`` is averaged to the resolution, ``spacing`` grows with it, and what lies on
+    the labels' grid (``rater_labels``, ``label_stack``, ``teacher_logits``) is downsampled like them.
 
     Args:
         loss: Any loss ``(logits, target, *, context) -> Tensor``.
@@ -156,6 +157,9 @@ def _resampled(context: Mapping[str, Any] | None, full: Sequence[int], size: Seq
     side = dict(context)
     if "image" in side:
         side["image"] = F.interpolate(plain(side["image"]), size=tuple(size), mode="area")
+    for name in ("rater_labels", "label_stack", "teacher_logits"):
+        if name in side:
+            side[name] = downsample_nearest(plain(side[name]), size)
     if "spacing" in side:
         spacing = torch.as_tensor(side["spacing"])
         side["spacing"] = spacing * spacing.new_tensor([old / new for old, new in zip(full, size, strict=True)])

@@ -14,7 +14,7 @@ from densecal.ops.neighbourhood import Border
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
 from densecal.targets.label_smoothing import LabelSmoothingTarget
-from densecal.targets.neighbour_proportions import Unit, Window
+from densecal.targets.neighbour_proportions import Neighbours, Unit
 from densecal.targets.one_hot import OneHotTarget
 from densecal.targets.svls import SVLSTarget
 from densecal.terms.cross_entropy import CrossEntropy
@@ -129,9 +129,10 @@ class NACLLoss(CompoundLoss):
         weight: Weight of the penalty, >= 0.
         distance: ``"l1"`` or ``"l2"`` (squared).
         acts_on: Penalise the ``"logits"`` or the ``"probs"``.
-        kernel: ``"mean"``, ``"gaussian"`` or ``"svls"`` window of the class shares.
+        kernel: Window of the class shares, any of :class:`densecal.terms.NeighbourPenalty`; those that follow the image need the side input ``image``.
         kernel_size: Odd side of the window per axis, in pixels.
-        sigma: Standard deviation of the last two kernels per axis, in ``unit``.
+        sigma: Standard deviation of a Gaussian window per axis, in ``unit``.
+        intensity_scale: Unit of the differences of intensity, > 0, where the window follows the image.
         unit: ``"voxel"``, or ``"mm"``, which needs the side input ``spacing``.
         border: ``"replicate"``, ``"renormalize"``, or ``"zeros"`` (MONAI's).
         activation: ``"softmax"`` or ``"sigmoid"``.
@@ -153,9 +154,10 @@ class NACLLoss(CompoundLoss):
         weight: float = 0.1,
         distance: Literal["l1", "l2"] = "l1",
         acts_on: Literal["logits", "probs"] = "logits",
-        kernel: Window = "mean",
+        kernel: Neighbours = "mean",
         kernel_size: int | Sequence[int] = 3,
         sigma: float | Sequence[float] = 1.0,
+        intensity_scale: float = 1.0,
         unit: Unit = "voxel",
         border: Border = "replicate",
         activation: Activation = "softmax",
@@ -164,7 +166,15 @@ class NACLLoss(CompoundLoss):
         ignore_index: int = DEFAULT_IGNORE_INDEX,
     ) -> None:
         penalty = NeighbourPenalty(
-            distance=distance, acts_on=acts_on, kernel=kernel, kernel_size=kernel_size, sigma=sigma, unit=unit, border=border, reduction=reduction
+            distance=distance,
+            acts_on=acts_on,
+            kernel=kernel,
+            kernel_size=kernel_size,
+            sigma=sigma,
+            intensity_scale=intensity_scale,
+            unit=unit,
+            border=border,
+            reduction=reduction,
         )
         super().__init__(
             OneHotTarget(activation=activation, ignore_index=ignore_index),

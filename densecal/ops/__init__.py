@@ -1,6 +1,8 @@
 """Numerics without ``nn.Module``: tensors and keyword options in, tensors out. No state, no device moves, no logging."""
 
 from densecal.ops.activation import Activation, probabilities
+from densecal.ops.distance import nearest_distance
+from densecal.ops.guided_neighbourhood import Similarity, guided_convolution
 from densecal.ops.neighbourhood import Border, Kernel, gaussian_kernel, mean_kernel, normalized_convolution, svls_kernel
 from densecal.ops.overlap import overlap_sums, tversky_score
 from densecal.ops.reduction import Reduction, reduce
@@ -11,8 +13,11 @@ __all__ = [
     "Border",
     "Kernel",
     "Reduction",
+    "Similarity",
     "gaussian_kernel",
+    "guided_convolution",
     "mean_kernel",
+    "nearest_distance",
     "normalized_convolution",
     "overlap_sums",
     "probabilities",

@@ -14,7 +14,7 @@ from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.ops.activation import Activation
 from densecal.ops.neighbourhood import Border, Kernel, normalized_convolution
 
-__all__ = ["Neighbourhood", "Recipe", "SoftTarget", "Target", "Uniform"]
+__all__ = ["Neighbourhood", "Recipe", "SoftTarget", "Target", "Uniform", "smooth_evenly"]
 
 
 class Recipe:
@@ -25,6 +25,13 @@ class Recipe:
         raise NotImplementedError
 
 
+def smooth_evenly(one_hot: Tensor, valid: Tensor, activation: Activation, share: float | Tensor) -> Tensor:
+    """Take ``share`` (a number, or a tensor that broadcasts against ``one_hot``) from each pixel and spread it over all outcomes."""
+    # A region is there or it is not: two outcomes per channel.
+    outcomes = one_hot.shape[1] if activation == "softmax" else 2
+    return torch.where(valid.unsqueeze(1), (1.0 - share) * one_hot + share / outcomes, 0.0)
+
+
 @dataclass(frozen=True)
 class Uniform(Recipe):
     """The same share ``smoothing`` taken from every pixel and spread over all classes; 0 is the labels themselves."""
@@ -32,11 +39,7 @@ class Uniform(Recipe):
     smoothing: float = 0.0
 
     def __call__(self, one_hot: Tensor, valid: Tensor, activation: Activation) -> Tensor:
-        if self.smoothing == 0:
-            return one_hot
-        # A region is there or it is not: two outcomes per channel.
-        outcomes = one_hot.shape[1] if activation == "softmax" else 2
-        return torch.where(valid.unsqueeze(1), (1.0 - self.smoothing) * one_hot + self.smoothing / outcomes, 0.0)
+        return one_hot if self.smoothing == 0 else smooth_evenly(one_hot, valid, activation, self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,19 @@ class SoftTarget:
         self.dtype = dtype
         self._one_hot = soft_labels
         self._probs: Tensor | None = None
+
+    def with_recipe(self, recipe: Recipe, *, hard: bool) -> SoftTarget:
+        """The same labels and valid pixels under another recipe."""
+        return SoftTarget(
+            label_map=self.label_map,
+            soft_labels=self._one_hot,
+            valid=self.valid,
+            num_classes=self.num_classes,
+            recipe=recipe,
+            activation=self.activation,
+            hard=hard,
+            dtype=self.dtype,
+        )
 
     @property
     def one_hot(self) -> Tensor:

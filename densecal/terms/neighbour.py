@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from densecal.checks import check_choice
+from densecal.checks import check_choice, check_positive
 from densecal.ops.activation import probabilities
 from densecal.ops.neighbourhood import Border
 from densecal.ops.reduction import REDUCTIONS, Reduction, reduce
 from densecal.registry import TERMS
-from densecal.targets.base import Neighbourhood, SoftTarget
-from densecal.targets.neighbour_proportions import Unit, Window, check_window, spacing_in, window_kernel
+from densecal.targets.base import SoftTarget
+from densecal.targets.neighbour_proportions import NEIGHBOURS, Neighbours, Unit, check_window, image_in, neighbour_needs, neighbour_recipe, spacing_in
 from densecal.terms.base import Term
 
 __all__ = ["NeighbourPenalty"]
@@ -31,15 +31,18 @@ class NeighbourPenalty(Term):
     Args:
         distance: ``"l1"`` (d = 1) or ``"l2"`` (d = 2, squared).
         acts_on: Act on the ``"logits"`` (as published) or on the ``"probs"``.
-        kernel: ``"mean"``, ``"gaussian"``, or ``"svls"`` (centre one half), the window of the shares.
+        kernel: Window of the shares, any of :func:`densecal.targets.neighbour_proportions_target`: ``"mean"``, ``"gaussian"``, ``"svls"`` (centre one
+            half); ``"max"``, ``"min"``, ``"median"`` (for classes with an order), ``"mode"``; or, with the side input ``image``, ``"image_l1"``,
+            ``"image_l2"``, ``"bilateral"``, ``"bilateral_as_published"``, ``"gradient_as_published"``.
         kernel_size: Odd side of the window per axis, in pixels.
-        sigma: Standard deviation per axis of the last two kernels, in ``unit``.
+        sigma: Standard deviation per axis of a Gaussian, in ``unit``.
+        intensity_scale: Unit of the differences of intensity, > 0, where the window follows the image.
         unit: ``"voxel"``, or ``"mm"``, which needs the side input ``spacing``.
         border: ``"replicate"``, ``"renormalize"``, or ``"zeros"`` (MONAI's).
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for the mean over classes at each pixel.
 
     Raises:
-        ValueError: If an option is unknown, ``kernel_size`` even or ``sigma`` not positive.
+        ValueError: If an option is unknown, ``kernel_size`` even, or ``sigma`` or ``intensity_scale`` not positive.
 
     Reference:
         Murugesan et al., "Trust your neighbours", MICCAI 2023, arXiv:2303.06268; MedIA 2024, arXiv:2401.14487.
@@ -56,9 +59,10 @@ class NeighbourPenalty(Term):
         *,
         distance: Literal["l1", "l2"] = "l1",
         acts_on: Literal["logits", "probs"] = "logits",
-        kernel: Window = "mean",
+        kernel: Neighbours = "mean",
         kernel_size: int | Sequence[int] = 3,
         sigma: float | Sequence[float] = 1.0,
+        intensity_scale: float = 1.0,
         unit: Unit = "voxel",
         border: Border = "replicate",
         reduction: Reduction = "mean",
@@ -66,21 +70,31 @@ class NeighbourPenalty(Term):
         super().__init__()
         check_choice("distance", distance, ("l1", "l2"))
         check_choice("acts_on", acts_on, ("logits", "probs"))
-        check_choice("kernel", kernel, ("mean", "gaussian", "svls"))
+        check_choice("kernel", kernel, NEIGHBOURS)
         check_choice("reduction", reduction, REDUCTIONS)
         check_window(kernel_size, sigma, unit, border)
+        check_positive("intensity_scale", intensity_scale)
         self.distance: Literal["l1", "l2"] = distance
         self.acts_on: Literal["logits", "probs"] = acts_on
-        self.kernel: Window = kernel
-        self.kernel_size, self.sigma = kernel_size, sigma
+        self.kernel: Neighbours = kernel
+        self.kernel_size, self.sigma, self.intensity_scale = kernel_size, sigma, intensity_scale
         self.unit: Unit = unit
         self.border: Border = border
         self.reduction: Reduction = reduction
-        self.needs = ("spacing",) if unit == "mm" else ()
+        self.needs = neighbour_needs(kernel, unit)
 
     def forward(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Tensor:
-        window = window_kernel(self.kernel, self.kernel_size, self.sigma, logits.ndim - 2, spacing=spacing_in(context, self.unit))
-        shares = Neighbourhood(window, self.border)(target.one_hot, target.valid, target.activation).to(logits.dtype)
+        recipe = neighbour_recipe(
+            self.kernel,
+            self.kernel_size,
+            self.sigma,
+            logits.ndim - 2,
+            intensity_scale=self.intensity_scale,
+            border=self.border,
+            spacing=spacing_in(context, self.unit),
+            image=image_in(context, self.kernel),
+        )
+        shares = recipe(target.one_hot, target.valid, target.activation).to(logits.dtype)
         values = logits if self.acts_on == "logits" else probabilities(logits, target.activation)
         gap = shares - values
         gap = gap.abs() if self.distance == "l1" else gap.square()

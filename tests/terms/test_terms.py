@@ -213,7 +213,7 @@ def test_class_permutation_leaves_the_value(name):
         (lambda: Overlap(threshold=1.0), r"Expected `threshold` in \[0, 1\)"),
         (lambda: Overlap(active="some"), "Expected `active` to be one of"),
         (lambda: NeighbourPenalty(distance="l3"), "Expected `distance` to be one of"),
-        (lambda: NeighbourPenalty(kernel="median"), "Expected `kernel` to be one of"),
+        (lambda: NeighbourPenalty(kernel="box"), "Expected `kernel` to be one of"),
         (
             lambda: CrossEntropy(class_weights=[1.0, 1.0])(torch.zeros(1, 3, 2), one_hot_target(torch.zeros(1, 2).long(), 3)),
             "for each of the 3 channels",
