@@ -5,6 +5,7 @@ Each is an ``nn.Module`` with ``forward(logits, target) -> Tensor``, so it drops
 
 from densecal.losses.compound import CompoundLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
+from densecal.losses.focal import DualFocalLoss, FocalLoss
 from densecal.losses.presets import (
     CrossEntropyLoss,
     DiceCELoss,
@@ -21,6 +22,8 @@ __all__ = [
     "DeepSupervisionLoss",
     "DiceCELoss",
     "DiceSemimetricLoss",
+    "DualFocalLoss",
+    "FocalLoss",
     "JaccardMetricLoss",
     "LabelSmoothingLoss",
     "NACLLoss",

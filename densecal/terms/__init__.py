@@ -1,8 +1,20 @@
 """Logits and a target -> a scalar: comparisons and penalties, all with one interface, so that any mix works."""
 
-from densecal.terms.base import Term
+from densecal.terms.base import PixelTerm, Term
 from densecal.terms.cross_entropy import CrossEntropy
+from densecal.terms.focal import DualFocal, Focal, focal_cross_entropy
 from densecal.terms.neighbour import NeighbourPenalty
 from densecal.terms.overlap import DiceSemimetric, JaccardMetric, Overlap
 
-__all__ = ["CrossEntropy", "DiceSemimetric", "JaccardMetric", "NeighbourPenalty", "Overlap", "Term"]
+__all__ = [
+    "CrossEntropy",
+    "DiceSemimetric",
+    "DualFocal",
+    "Focal",
+    "JaccardMetric",
+    "NeighbourPenalty",
+    "Overlap",
+    "PixelTerm",
+    "Term",
+    "focal_cross_entropy",
+]

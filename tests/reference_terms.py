@@ -1,0 +1,46 @@
+"""Slow references of the terms that compare prediction and target: one pixel at a time, in plain Python floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from reference import log_probabilities, pixels
+from torch import Tensor
+
+OfPixel = Callable[[Sequence[float], Sequence[float], Sequence[float]], float]
+"""Logits, target and weights of the classes at one pixel -> value."""
+
+
+def over_pixels(logits: Tensor, probs: Tensor, valid: Tensor, of_pixel: OfPixel, weights: Sequence[float] | None = None) -> float:
+    """Sum over valid pixels."""
+    total = 0.0
+    for image, *x in pixels(logits.shape):
+        if valid[(image, *x)]:
+            at = (image, slice(None), *x)
+            total += of_pixel(logits[at].tolist(), probs[at].tolist(), weights or [1.0] * logits.shape[1])
+    return total
+
+
+def over_channels(of_pixel: OfPixel) -> OfPixel:
+    """The same of two outcomes, yes and no, for each channel: what sigmoid means."""
+
+    def of_channels(z: Sequence[float], q: Sequence[float], weights: Sequence[float]) -> float:
+        return sum(of_pixel([a, 0.0], [b, 1.0 - b], [w, w]) for a, b, w in zip(z, q, weights, strict=True))
+
+    return of_channels
+
+
+def focal(gamma: float, *, dual: bool = False) -> OfPixel:
+    """-sum_c w_c q_c (1 - p_c + r_c)^gamma log p_c, r_c the largest probability below p_c in the dual form."""
+
+    def of_pixel(z: Sequence[float], q: Sequence[float], weights: Sequence[float]) -> float:
+        log_p = log_probabilities(z)
+        p = [math.exp(v) for v in log_p]
+        total = 0.0
+        for c in range(len(z)):
+            below = max([v for v in p if v < p[c]], default=0.0) if dual else 0.0
+            total -= weights[c] * q[c] * (1 - p[c] + below) ** gamma * log_p[c]
+        return total
+
+    return of_pixel
