@@ -44,3 +44,13 @@ def focal(gamma: float, *, dual: bool = False) -> OfPixel:
         return total
 
     return of_pixel
+
+
+def kl(temperature: float) -> OfPixel:
+    """T^2 sum_c w_c q_c (log q_c - log softmax(z / T)_c)."""
+
+    def of_pixel(z: Sequence[float], q: Sequence[float], weights: Sequence[float]) -> float:
+        log_p = log_probabilities([v / temperature for v in z])
+        return temperature**2 * sum(w * b * (math.log(b) - a) for a, b, w in zip(log_p, q, weights, strict=True) if b > 0)
+
+    return of_pixel

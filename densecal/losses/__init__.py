@@ -6,6 +6,7 @@ Each is an ``nn.Module`` with ``forward(logits, target) -> Tensor``, so it drops
 from densecal.losses.compound import CompoundLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
 from densecal.losses.focal import DualFocalLoss, FocalLoss
+from densecal.losses.kl import KLLoss
 from densecal.losses.presets import (
     CrossEntropyLoss,
     DiceCELoss,
@@ -25,6 +26,7 @@ __all__ = [
     "DualFocalLoss",
     "FocalLoss",
     "JaccardMetricLoss",
+    "KLLoss",
     "LabelSmoothingLoss",
     "NACLLoss",
     "SVLSLoss",

@@ -3,6 +3,7 @@
 from densecal.terms.base import PixelTerm, Term
 from densecal.terms.cross_entropy import CrossEntropy
 from densecal.terms.focal import DualFocal, Focal, focal_cross_entropy
+from densecal.terms.kl import KLDivergence, kl_divergence
 from densecal.terms.neighbour import NeighbourPenalty
 from densecal.terms.overlap import DiceSemimetric, JaccardMetric, Overlap
 
@@ -12,9 +13,11 @@ __all__ = [
     "DualFocal",
     "Focal",
     "JaccardMetric",
+    "KLDivergence",
     "NeighbourPenalty",
     "Overlap",
     "PixelTerm",
     "Term",
     "focal_cross_entropy",
+    "kl_divergence",
 ]
