@@ -1,10 +1,14 @@
-"""Focal loss and distillation against the authors' numbers."""
+"""Focal loss, distillation and perturbed labels against the authors' numbers."""
 
 from __future__ import annotations
 
+import torch
 from golden import check, handles, ignore, labels_of
+from torch import nn
 
-from densecal.losses import FocalLoss, KLLoss
+from densecal.losses import CompoundLoss, FocalLoss, KLLoss
+from densecal.targets import OneHotTarget
+from densecal.terms import SCBCE, expected_perturbation
 
 
 @handles("focal_marginloss", "focal_jdt")
@@ -19,3 +23,20 @@ def kl(case, tensors):
     if "keep_mask" in tensors:
         target = target.masked_fill(tensors["keep_mask"].unsqueeze(1) == 0, ignore(case))
     check(case, tensors, KLLoss(temperature=case["params"]["T"], ignore_index=ignore(case)), target)
+
+
+@handles("sc_bce_expectation")
+def sc_bce(case, tensors):
+    class WithLevels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            term = SCBCE(beta=case["params"]["beta"])
+            self.loss = CompoundLoss(OneHotTarget(activation="sigmoid"), {"sc_bce": {"weight": 1.0, "term": term}})
+
+        def forward(self, logits, target):
+            return self.loss(logits, target, context={"perturbation": case["params"]["alpha"]})
+
+    shares = case["params"]["beta"] * tensors["alpha"].reshape(-1, 1, 1, 1)
+    expected = expected_perturbation(tensors["labels"].float(), shares, activation="sigmoid")
+    torch.testing.assert_close(expected, tensors["expected_target"], rtol=0, atol=1e-6)
+    check(case, tensors, WithLevels(), tensors["labels"].long())

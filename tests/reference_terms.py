@@ -54,3 +54,32 @@ def kl(temperature: float) -> OfPixel:
         return temperature**2 * sum(w * b * (math.log(b) - a) for a, b, w in zip(log_p, q, weights, strict=True) if b > 0)
 
     return of_pixel
+
+
+def perturbed_cross_entropy(share: float) -> OfPixel:
+    """Cross-entropy with (1 - s) q + s / (K - 1) (1 - q)."""
+
+    def of_pixel(z: Sequence[float], q: Sequence[float], weights: Sequence[float]) -> float:
+        log_p = log_probabilities(z)
+        return -sum(w * ((1 - share) * b + share / (len(z) - 1) * (1 - b)) * a for a, b, w in zip(log_p, q, weights, strict=True))
+
+    return of_pixel
+
+
+def ldr_kl(temperature: float, margin: float, adapt: float | None = None) -> OfPixel:
+    """sum_y w_y q_y lambda log(1/C sum_k exp((z_k - z_y + c_k) / lambda)), lambda of its own for each pixel and label where ``adapt`` is given."""
+
+    def of_pixel(z: Sequence[float], q: Sequence[float], weights: Sequence[float]) -> float:
+        total, c = 0.0, len(z)
+        for y in range(c):
+            gaps = [z[k] - z[y] + (margin if k != y else 0.0) for k in range(c)]
+            own = temperature
+            if adapt is not None:
+                log_p = log_probabilities([g / temperature for g in gaps])
+                divergence = sum(math.exp(v) * (v + math.log(c)) for v in log_p)
+                own = max(1e-3 * temperature, temperature * (1 - divergence / (adapt * math.log(c))))
+            largest = max(gaps)
+            total += weights[y] * q[y] * (largest + own * math.log(sum(math.exp((g - largest) / own) for g in gaps) / c))
+        return total
+
+    return of_pixel

@@ -21,7 +21,7 @@ LATER = {
     *("tls_q_exp_param", "tls_q_sigmoid_param", "tls_q_linear", "tls_q_step", "tls_q_kro", "tls_q_ls", "tls_sequence"),
     *("boundary_ls", "kde_soft_label"),
     # losses
-    *("online_ls", "sc_bce_expectation"),
+    "online_ls",
     *("nacl_monai_gaussian_2d", "nacl_monai_gaussian_3d"),
     # penalties
     *("mbls", "mbls_ignore", "mbls_ignore_not_used", "mbls_l2", "mbls_alpha_schedule", "acls", "acls_ties", "acls_ignore_not_used"),

@@ -7,6 +7,7 @@ from densecal.losses.compound import CompoundLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
 from densecal.losses.focal import DualFocalLoss, FocalLoss
 from densecal.losses.kl import KLLoss
+from densecal.losses.ldr import LDRLoss
 from densecal.losses.presets import (
     CrossEntropyLoss,
     DiceCELoss,
@@ -27,6 +28,7 @@ __all__ = [
     "FocalLoss",
     "JaccardMetricLoss",
     "KLLoss",
+    "LDRLoss",
     "LabelSmoothingLoss",
     "NACLLoss",
     "SVLSLoss",

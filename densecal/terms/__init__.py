@@ -4,10 +4,14 @@ from densecal.terms.base import PixelTerm, Term
 from densecal.terms.cross_entropy import CrossEntropy
 from densecal.terms.focal import DualFocal, Focal, focal_cross_entropy
 from densecal.terms.kl import KLDivergence, kl_divergence
+from densecal.terms.ldr import LDRKL, ldr_kl
 from densecal.terms.neighbour import NeighbourPenalty
 from densecal.terms.overlap import DiceSemimetric, JaccardMetric, Overlap
+from densecal.terms.sc_bce import SCBCE, expected_perturbation
 
 __all__ = [
+    "LDRKL",
+    "SCBCE",
     "CrossEntropy",
     "DiceSemimetric",
     "DualFocal",
@@ -18,6 +22,8 @@ __all__ = [
     "Overlap",
     "PixelTerm",
     "Term",
+    "expected_perturbation",
     "focal_cross_entropy",
     "kl_divergence",
+    "ldr_kl",
 ]

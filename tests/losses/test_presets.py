@@ -12,7 +12,7 @@ from cases import each_dimension, make_case
 import densecal
 from densecal.losses import CrossEntropyLoss, DiceCELoss, NACLLoss, SVLSLoss
 
-PRESETS = ["ce", "label_smoothing", "svls", "nacl", "dice_ce", "jml", "dml", "focal", "dual_focal", "kl"]
+PRESETS = ["ce", "label_smoothing", "svls", "nacl", "dice_ce", "jml", "dml", "focal", "dual_focal", "kl", "ldr_kl"]
 each_preset = pytest.mark.parametrize("name", PRESETS)
 
 
