@@ -1,4 +1,4 @@
-"""Focal loss, distillation and perturbed labels against the authors' numbers."""
+"""Focal loss, distillation, perturbed labels and MONAI's neighbour-aware loss against the authors' numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from golden import check, handles, ignore, labels_of
 from torch import nn
 
+from densecal.integrations import monai
 from densecal.losses import CompoundLoss, FocalLoss, KLLoss
 from densecal.targets import OneHotTarget
 from densecal.terms import SCBCE, expected_perturbation
@@ -40,3 +41,17 @@ def sc_bce(case, tensors):
     expected = expected_perturbation(tensors["labels"].float(), shares, activation="sigmoid")
     torch.testing.assert_close(expected, tensors["expected_target"], rtol=0, atol=1e-6)
     check(case, tensors, WithLevels(), tensors["labels"].long())
+
+
+@handles("nacl_monai_gaussian_2d", "nacl_monai_gaussian_3d")
+def nacl_monai(case, tensors):
+    params, labels = case["params"], labels_of(tensors)
+    loss = monai.NACLLoss(
+        tensors["logits"].shape[1],
+        labels.ndim - 1,
+        kernel_ops=params["kernel_ops"],
+        distance_type=params["distance_type"],
+        sigma=params["sigma"],
+        alpha=params["alpha"],
+    )
+    check(case, tensors, loss, labels)

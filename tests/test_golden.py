@@ -22,7 +22,6 @@ LATER = {
     *("boundary_ls", "kde_soft_label"),
     # losses
     "online_ls",
-    *("nacl_monai_gaussian_2d", "nacl_monai_gaussian_3d"),
     # penalties
     *("mbls", "mbls_ignore", "mbls_ignore_not_used", "mbls_l2", "mbls_alpha_schedule", "acls", "acls_ties", "acls_ignore_not_used"),
     *("confidence_penalty", "maxsup", "maxsup_lt", "logit_penalty", "ml1_ace"),
