@@ -6,7 +6,6 @@ to ignore, half precision, ``torch.compile``, soft labels, named parts by ``.ter
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,22 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densecal.checks import check_choice, check_non_negative, check_positive
+from densecal.checks import check_choice, check_non_negative
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
-from densecal.ops.neighbourhood import Kernel
 from densecal.ops.overlap import overlap_sums
 from densecal.ops.reduction import REDUCTIONS, reduce
 from densecal.ops.soft_cross_entropy import soft_cross_entropy
-from densecal.targets.base import Neighbourhood, SoftTarget, Target
+from densecal.targets.base import SoftTarget, Target
 from densecal.targets.one_hot import OneHotTarget, one_hot_target
 from densecal.terms.base import Term
 from densecal.terms.cross_entropy import CrossEntropy
+from densecal.terms.erf_gaussian import ErfGaussianPenalty
 from densecal.terms.neighbour import NeighbourPenalty
 
 __all__ = ["DiceCELoss", "DiceLoss", "NACLLoss", "TverskyLoss"]
-
-TRUNCATED = 4.0  # standard deviations at which MONAI cuts its Gaussian
 
 
 class NACLLoss(CompoundLoss):
@@ -74,7 +71,7 @@ class NACLLoss(CompoundLoss):
         if kernel_ops == "mean":
             penalty = NeighbourPenalty(distance=distance_type, kernel_size=kernel_size, border="zeros")
         else:
-            penalty = _ErfGaussianPenalty(distance=distance_type, sigma=sigma)
+            penalty = ErfGaussianPenalty(distance=distance_type, sigma=sigma)
         super().__init__(
             OneHotTarget(ignore_index=ignore_index),
             {"ce": {"weight": 1.0, "term": CrossEntropy()}, "neighbour": {"weight": alpha, "term": penalty}},
@@ -271,26 +268,6 @@ class DiceCELoss(CompoundLoss):
         )
         ce = _CrossEntropy(weight, label_smoothing, reduction)
         super().__init__(_Labels(to_onehot_y, ignore_index), {"dice": {"weight": lambda_dice, "term": dice}, "ce": {"weight": lambda_ce, "term": ce}})
-
-
-class _ErfGaussianPenalty(NeighbourPenalty):
-    """The neighbour penalty with MONAI's Gaussian: weights Phi(r + 1/2) - Phi(r - 1/2) out to 4 sigma, whose sum is a little less than 1."""
-
-    def __init__(self, *, distance: Literal["l1", "l2"], sigma: float) -> None:
-        check_positive("sigma", sigma)
-        super().__init__(distance=distance, sigma=sigma, border="zeros")
-        reach = int(max(sigma * TRUNCATED, 0.5) + 0.5)
-        taps = [0.5 * (math.erf((r + 0.5) / (math.sqrt(2) * sigma)) - math.erf((r - 0.5) / (math.sqrt(2) * sigma))) for r in range(-reach, reach + 1)]
-        self.mass, centre = sum(taps), taps[reach]
-        self.taps = tuple(tap / centre for tap in taps)
-
-    def forward(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Tensor:
-        spatial_dims = logits.ndim - 2
-        window = Neighbourhood(Kernel((self.taps,) * spatial_dims), "zeros")
-        gap = self.mass**spatial_dims * window(target.one_hot, target.valid, target.activation).to(logits.dtype) - logits
-        gap = gap.abs() if self.distance == "l1" else gap.square()
-        per_pixel = torch.where(target.valid, gap.mean(dim=1), 0.0)
-        return reduce(per_pixel, target.valid.sum().to(per_pixel.dtype), self.reduction)
 
 
 class _Labels(Target):

@@ -2,6 +2,7 @@
 
 from densecal.terms.base import PixelTerm, Term
 from densecal.terms.cross_entropy import CrossEntropy
+from densecal.terms.erf_gaussian import ErfGaussianPenalty
 from densecal.terms.focal import DualFocal, Focal, focal_cross_entropy
 from densecal.terms.kl import KLDivergence, kl_divergence
 from densecal.terms.ldr import LDRKL, ldr_kl
@@ -15,6 +16,7 @@ __all__ = [
     "CrossEntropy",
     "DiceSemimetric",
     "DualFocal",
+    "ErfGaussianPenalty",
     "Focal",
     "JaccardMetric",
     "KLDivergence",

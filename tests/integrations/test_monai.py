@@ -8,6 +8,7 @@ import torch
 from cases import make_case
 
 from densecal.integrations import monai as ours
+from densecal.losses import NACLLoss
 
 theirs = pytest.importorskip("monai.losses")
 
@@ -45,6 +46,29 @@ def test_nacl_takes_its_arguments_by_position():
     case = make_case((7, 9), ignored=0.0)
     arguments = (3, 2, 5, "gaussian", "l2", 0.2, 1.5)
     agree(ours.NACLLoss(*arguments), theirs.NACLLoss(*arguments), case.logits, case.label_map)
+
+
+@each_shape
+@pytest.mark.parametrize("kernel_ops", ["mean", "gaussian"])
+def test_our_own_nacl_takes_monais_arguments(spatial, kernel_ops):
+    case = make_case(spatial, ignored=0.0)
+    arguments = (3, len(spatial), 3, kernel_ops, "l2", 0.2, 1.5)
+    agree(NACLLoss(*arguments, padding_mode="zeros"), theirs.NACLLoss(*arguments), case.logits, case.label_map)
+
+
+def test_an_argument_is_not_given_under_both_its_names():
+    for options, message in [
+        ({"weight": 0.3, "alpha": 0.2}, "Expected one of `weight` and `alpha`, which are the same, but got 0.3 and 0.2"),
+        ({"distance": "l2", "distance_type": "l1"}, "Expected one of `distance` and `distance_type`"),
+        ({"border": "renormalize", "padding_mode": "zeros"}, "Expected one of `border` and `padding_mode`"),
+        ({"kernel": "svls", "kernel_ops": "mean"}, "Expected one of `kernel` and `kernel_ops`"),
+        ({"kernel_ops": "gaussian"}, "Expected `border` to be 'zeros' with MONAI's kernel_ops='gaussian', but got 'replicate'"),
+        ({"kernel_ops": "median"}, "Expected `kernel` to be one of"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            NACLLoss(**options)
+    with pytest.raises(ValueError, match=r"Expected logits that fit classes=4, but got \(1, 3, 5\)"):
+        NACLLoss(classes=4)(torch.zeros(1, 3, 5), torch.zeros(1, 5, dtype=torch.long))
 
 
 def test_nacl_leaves_ignored_pixels_out():
