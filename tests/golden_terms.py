@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from golden import check, handles, ignore, labels_of
 from torch import nn
 
 from densecal.integrations import monai
-from densecal.losses import CompoundLoss, FocalLoss, KLLoss
+from densecal.losses import CompoundLoss, FocalLoss, KLLoss, OnlineLabelSmoothingLoss
 from densecal.targets import OneHotTarget
 from densecal.terms import SCBCE, expected_perturbation
 
@@ -55,3 +56,25 @@ def nacl_monai(case, tensors):
         alpha=params["alpha"],
     )
     check(case, tensors, loss, labels)
+
+
+@handles("online_ls")
+def online_label_smoothing(case, tensors):
+    """A sequence of epochs. Where a class was never predicted right the published target is 0 and ours the last one; there the comparison ends."""
+    params = case["params"]
+    loss = OnlineLabelSmoothingLoss(
+        params["num_classes"], weight_ce=params["alpha"], weight_soft=1 - params["alpha"], smoothing=params["smoothing"]
+    ).double()
+    published = tensors["supervise"].mT  # one column per class there
+    torch.testing.assert_close(loss.parts["soft"].table.float(), published[0], rtol=0, atol=1e-6)
+    for step, (logits, labels) in enumerate(zip(tensors["logits"], tensors["labels"].long(), strict=True)):
+        value = loss(logits.double().unsqueeze(-1), labels.unsqueeze(-1))
+        assert value.item() == pytest.approx(tensors["losses"][step].item(), rel=1e-5)
+        epoch, left = divmod(step + 1, params["batches_per_epoch"])
+        if left == 0:
+            loss.on_epoch(epoch, len(published) - 1)
+            seen = published[epoch].any(dim=1)
+            torch.testing.assert_close(loss.parts["soft"].table[seen].float(), published[epoch][seen], rtol=0, atol=1e-6)
+            if not seen.all():
+                return
+    assert value.item() == pytest.approx(case["results"]["loss_last"], rel=1e-6)

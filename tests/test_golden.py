@@ -20,8 +20,6 @@ LATER = {
     *("nacl_image_proportions_l1", "nacl_image_proportions_l1_replicate", "nacl_image_proportions_l2", "nacl_image_proportions_l2_replicate"),
     *("tls_q_exp_param", "tls_q_sigmoid_param", "tls_q_linear", "tls_q_step", "tls_q_kro", "tls_q_ls", "tls_sequence"),
     *("boundary_ls", "kde_soft_label"),
-    # losses
-    "online_ls",
     # penalties
     *("mbls", "mbls_ignore", "mbls_ignore_not_used", "mbls_l2", "mbls_alpha_schedule", "acls", "acls_ties", "acls_ignore_not_used"),
     *("confidence_penalty", "maxsup", "maxsup_lt", "logit_penalty", "ml1_ace"),

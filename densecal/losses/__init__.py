@@ -8,6 +8,7 @@ from densecal.losses.deep_supervision import DeepSupervisionLoss
 from densecal.losses.focal import DualFocalLoss, FocalLoss
 from densecal.losses.kl import KLLoss
 from densecal.losses.ldr import LDRLoss
+from densecal.losses.online_label_smoothing import OnlineLabelSmoothingLoss
 from densecal.losses.presets import (
     CrossEntropyLoss,
     DiceCELoss,
@@ -31,5 +32,6 @@ __all__ = [
     "LDRLoss",
     "LabelSmoothingLoss",
     "NACLLoss",
+    "OnlineLabelSmoothingLoss",
     "SVLSLoss",
 ]

@@ -7,6 +7,7 @@ from densecal.terms.focal import DualFocal, Focal, focal_cross_entropy
 from densecal.terms.kl import KLDivergence, kl_divergence
 from densecal.terms.ldr import LDRKL, ldr_kl
 from densecal.terms.neighbour import NeighbourPenalty
+from densecal.terms.online_label_smoothing import OnlineLabelSmoothing
 from densecal.terms.overlap import DiceSemimetric, JaccardMetric, Overlap
 from densecal.terms.sc_bce import SCBCE, expected_perturbation
 
@@ -21,6 +22,7 @@ __all__ = [
     "JaccardMetric",
     "KLDivergence",
     "NeighbourPenalty",
+    "OnlineLabelSmoothing",
     "Overlap",
     "PixelTerm",
     "Term",

@@ -10,6 +10,7 @@ from densecal.registry import LOSSES, TARGETS, TERMS
 
 hydra = pytest.importorskip("hydra")
 yaml = pytest.importorskip("yaml")
+accepted = pytest.importorskip("densecal.cli.configuration").accepted
 
 GROUPS = {"loss": LOSSES, "target": TARGETS, "term": TERMS}
 FILES = [path for group in GROUPS for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
@@ -47,7 +48,8 @@ def compose(tmp_path):
     def run(*overrides):
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
             config = hydra.compose("primary", [*overrides, f"hydra.searchpath=[file://{ROOT / 'configs'}]"])
-        return hydra.utils.instantiate(config.loss, ignore_index=255, _convert_="all")
+        known = accepted(config.loss["_target_"], ignore_index=255, num_classes=3)
+        return hydra.utils.instantiate(config.loss, **known, _convert_="all")
 
     return run
 
