@@ -83,3 +83,29 @@ def ldr_kl(temperature: float, margin: float, adapt: float | None = None) -> OfP
         return total
 
     return of_pixel
+
+
+def log_beta_density(x: float, alpha: float, beta: float) -> float:
+    normalizer = math.lgamma(alpha + beta) - math.lgamma(alpha) - math.lgamma(beta)
+    return normalizer + (alpha - 1) * math.log(x) + (beta - 1) * math.log(1 - x)
+
+
+def beta_responsibility(x: float, mixture: Sequence[Sequence[float]]) -> float:
+    """Probability of the second of two components (alpha, beta, weight)."""
+    first, second = (w * math.exp(log_beta_density(x, a, b)) for a, b, w in mixture)
+    return second / (first + second)
+
+
+def fit_betas(values: Sequence[float], steps: int) -> list[list[float]]:
+    """Expectation-maximisation with the method of moments."""
+    mixture = [[1.0, 2.0, 0.5], [2.0, 1.0, 0.5]]
+    for _ in range(steps):
+        second = [beta_responsibility(x, mixture) for x in values]
+        mixture = []
+        for shares in ([1 - r for r in second], second):
+            total = sum(shares)
+            mean = sum(r * x for r, x in zip(shares, values, strict=True)) / total
+            variance = sum(r * (x - mean) ** 2 for r, x in zip(shares, values, strict=True)) / total
+            size = mean * (1 - mean) / variance - 1
+            mixture.append([mean * size, (1 - mean) * size, total / len(values)])
+    return mixture

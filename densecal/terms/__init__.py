@@ -1,6 +1,7 @@
 """Logits and a target -> a scalar: comparisons and penalties, all with one interface, so that any mix works."""
 
 from densecal.terms.base import PixelTerm, Term
+from densecal.terms.bootstrapped import BootstrappedCrossEntropy
 from densecal.terms.cross_entropy import CrossEntropy
 from densecal.terms.erf_gaussian import ErfGaussianPenalty
 from densecal.terms.focal import DualFocal, Focal, focal_cross_entropy
@@ -14,6 +15,7 @@ from densecal.terms.sc_bce import SCBCE, expected_perturbation
 __all__ = [
     "LDRKL",
     "SCBCE",
+    "BootstrappedCrossEntropy",
     "CrossEntropy",
     "DiceSemimetric",
     "DualFocal",
