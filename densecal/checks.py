@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_logits", "check_non_negative", "check_odd", "check_positive", "per_axis", "plain"]
+__all__ = ["check_choice", "check_logits", "check_non_negative", "check_odd", "check_positive", "may_look", "per_axis", "plain"]
 
 
 def plain(tensor: Tensor) -> Tensor:
     """The tensor without a subclass such as MONAI's MetaTensor, sharing memory and graph."""
     return tensor.as_subclass(Tensor) if type(tensor) is not Tensor else tensor
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Looking at values is cheap on a CPU, stalls a GPU and breaks a compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:

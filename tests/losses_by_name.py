@@ -21,8 +21,9 @@ def takes(name: str, option: str) -> bool:
     return option in inspect.signature(LOSSES[name]).parameters
 
 
-def make_loss(name: str, **options: Any) -> nn.Module:
+def make_loss(name: str, *, num_classes: int = 3, **options: Any) -> nn.Module:
     """The loss, with those of ``options`` that it has."""
+    options["num_classes"] = num_classes
     return LOSSES.create(name, **{key: value for key, value in options.items() if takes(name, key)})
 
 

@@ -15,9 +15,6 @@ for path in Path(__file__).parent.glob("golden_*.py"):
 
 # Methods that are still to come; whoever lands one writes its handler and strikes its strata from here.
 LATER = {
-    # losses
-    *("focal_marginloss", "focal_jdt", "online_ls", "kl_div", "sc_bce_expectation"),
-    *("nacl_monai_gaussian_2d", "nacl_monai_gaussian_3d"),
     # penalties
     *("mbls", "mbls_ignore", "mbls_ignore_not_used", "mbls_l2", "mbls_alpha_schedule", "acls", "acls_ties", "acls_ignore_not_used"),
     *("confidence_penalty", "maxsup", "maxsup_lt", "logit_penalty", "ml1_ace"),

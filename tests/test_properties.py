@@ -50,7 +50,7 @@ def problems(draw: st.DrawFn, dtypes=(torch.float16, torch.bfloat16, torch.float
 @given(problem=problems())
 def test_a_loss_is_a_finite_number_without_gradient_at_ignored_pixels(name: str, problem: Problem) -> None:
     logits, valid = problem.logits.requires_grad_(), problem.valid
-    value = evaluate(make_loss(name, ignore_index=IGNORED), logits, problem.label_map)
+    value = evaluate(make_loss(name, ignore_index=IGNORED, num_classes=problem.logits.shape[1]), logits, problem.label_map)
     value.backward()
     assert value.shape == ()
     assert value.isfinite()
@@ -65,7 +65,7 @@ def test_a_loss_is_a_finite_number_without_gradient_at_ignored_pixels(name: str,
 @pytest.mark.parametrize("name", NAMES)
 @given(problem=problems(dtypes=(torch.float64,)), shift=st.floats(-100, 100))
 def test_what_lies_at_ignored_pixels_moves_nothing(name: str, problem: Problem, shift: float) -> None:
-    loss = make_loss(name, ignore_index=IGNORED)
+    loss = make_loss(name, ignore_index=IGNORED, num_classes=problem.logits.shape[1])
     moved = torch.where(problem.valid.unsqueeze(1), problem.logits, problem.logits.flip(1) + shift)
     assert torch.equal(evaluate(loss, problem.logits, problem.label_map), evaluate(loss, moved, problem.label_map))
 
@@ -73,7 +73,7 @@ def test_what_lies_at_ignored_pixels_moves_nothing(name: str, problem: Problem, 
 @pytest.mark.parametrize("name", NAMES)
 @given(problem=problems(dtypes=(torch.float64,)), seed=st.integers(0, 2**16))
 def test_the_names_of_classes_do_not_matter(name: str, problem: Problem, seed: int) -> None:
-    loss = make_loss(name, ignore_index=IGNORED)
+    loss = make_loss(name, ignore_index=IGNORED, num_classes=problem.logits.shape[1])
     num_classes = problem.logits.shape[1]
     order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed))
     renamed = torch.where(problem.valid, order.argsort()[torch.where(problem.valid, problem.label_map.long(), 0)], IGNORED)

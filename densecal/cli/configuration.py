@@ -341,10 +341,19 @@ def accepted(target: str, **arguments: Any) -> dict[str, Any]:
 def build(node: DictConfig, name: str, **known: Any) -> Any:
     """Instantiate a ``_target_`` node, handing it what the task knows; its refusal becomes one line that names the setting."""
     try:
-        return hydra.utils.instantiate(node, **accepted(node["_target_"], **known), _convert_="all")
+        return hydra.utils.instantiate(node, **_known_inside(node, known), _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise CommandError(f"{name}: {str(cause).splitlines()[0]}") from cause
+
+
+def _known_inside(node: DictConfig, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ``_target_`` node takes of ``known`` and, under their names, what the nodes inside it take and do not say, such as a term's ``num_classes``."""
+    found = accepted(node["_target_"], **known) if "_target_" in node else {}
+    for name, child in node.items():
+        if isinstance(child, DictConfig) and (inside := _known_inside(child, {key: value for key, value in known.items() if key not in child})):
+            found[str(name)] = inside
+    return found
 
 
 def given_settings() -> tuple[dict[str, str], list[str]]:

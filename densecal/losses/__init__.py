@@ -6,6 +6,10 @@ Each is an ``nn.Module`` with ``forward(logits, target) -> Tensor``, so it drops
 from densecal.losses.boundary_smoothing import BoundarySmoothingLoss
 from densecal.losses.compound import CompoundLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
+from densecal.losses.focal import DualFocalLoss, FocalLoss
+from densecal.losses.kl import KLLoss
+from densecal.losses.ldr import LDRLoss
+from densecal.losses.online_label_smoothing import OnlineLabelSmoothingLoss
 from densecal.losses.presets import (
     CrossEntropyLoss,
     DiceCELoss,
@@ -23,8 +27,13 @@ __all__ = [
     "DeepSupervisionLoss",
     "DiceCELoss",
     "DiceSemimetricLoss",
+    "DualFocalLoss",
+    "FocalLoss",
     "JaccardMetricLoss",
+    "KLLoss",
+    "LDRLoss",
     "LabelSmoothingLoss",
     "NACLLoss",
+    "OnlineLabelSmoothingLoss",
     "SVLSLoss",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,7 +17,9 @@ from densecal.targets.label_smoothing import LabelSmoothingTarget
 from densecal.targets.neighbour_proportions import Neighbours, Unit
 from densecal.targets.one_hot import OneHotTarget
 from densecal.targets.svls import SVLSTarget
+from densecal.terms.base import Term
 from densecal.terms.cross_entropy import CrossEntropy
+from densecal.terms.erf_gaussian import ErfGaussianPenalty
 from densecal.terms.neighbour import NeighbourPenalty
 from densecal.terms.overlap import DiceSemimetric, JaccardMetric
 
@@ -139,6 +141,17 @@ class NACLLoss(CompoundLoss):
         class_weights: One weight per class, of the cross-entropy.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out of both.
+        classes: MONAI's number of classes, held against the logits.
+        dim: MONAI's number of spatial dimensions, held against the logits.
+        kernel_ops: MONAI's name of ``kernel``: ``"mean"``, or its own ``"gaussian"``, which reads ``sigma`` only and needs ``padding_mode="zeros"``.
+        distance_type: MONAI's name of ``distance``.
+        alpha: MONAI's name of ``weight``.
+        padding_mode: Another name of ``border``; ``"zeros"`` gives MONAI's numbers.
+
+    Raises:
+        ValueError: If an option is unknown or given under both its names, or the logits are not of ``classes`` and ``dim``.
+
+    The arguments of ``monai.losses.NACLLoss`` are accepted, by position too; :mod:`densecal.integrations.monai` has the class with MONAI's border.
 
     Example:
         >>> import torch
@@ -150,13 +163,18 @@ class NACLLoss(CompoundLoss):
 
     def __init__(
         self,
+        classes: int | None = None,
+        dim: int | None = None,
+        kernel_size: int | Sequence[int] = 3,
+        kernel_ops: Literal["mean", "gaussian"] | None = None,
+        distance_type: Literal["l1", "l2"] | None = None,
+        alpha: float | None = None,
+        sigma: float | Sequence[float] = 1.0,
         *,
         weight: float = 0.1,
         distance: Literal["l1", "l2"] = "l1",
         acts_on: Literal["logits", "probs"] = "logits",
         kernel: Neighbours = "mean",
-        kernel_size: int | Sequence[int] = 3,
-        sigma: float | Sequence[float] = 1.0,
         intensity_scale: float = 1.0,
         unit: Unit = "voxel",
         border: Border = "replicate",
@@ -164,18 +182,35 @@ class NACLLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        padding_mode: Border | None = None,
     ) -> None:
-        penalty = NeighbourPenalty(
-            distance=distance,
-            acts_on=acts_on,
-            kernel=kernel,
-            kernel_size=kernel_size,
-            sigma=sigma,
-            intensity_scale=intensity_scale,
-            unit=unit,
-            border=border,
-            reduction=reduction,
-        )
+        weight = _either("weight", weight, 0.1, "alpha", alpha)
+        distance = _either("distance", distance, "l1", "distance_type", distance_type)
+        border = _either("border", border, "replicate", "padding_mode", padding_mode)
+        penalty: Term
+        if kernel_ops == "gaussian":
+            others = {"kernel": (kernel, "mean"), "acts_on": (acts_on, "logits"), "unit": (unit, "voxel"), "border": (border, "zeros")}
+            for name, (value, needed) in others.items():
+                if value != needed:
+                    raise ValueError(
+                        f"Expected `{name}` to be {needed!r} with MONAI's kernel_ops='gaussian', but got {value!r}. Ours is kernel='gaussian'."
+                    )
+            if not isinstance(sigma, (int, float)):
+                raise ValueError(f"Expected one `sigma` with MONAI's kernel_ops='gaussian', but got {sigma}.")
+            penalty = ErfGaussianPenalty(distance=distance, sigma=sigma, reduction=reduction)
+        else:
+            kernel = _either("kernel", kernel, "mean", "kernel_ops", kernel_ops)
+            penalty = NeighbourPenalty(
+                distance=distance,
+                acts_on=acts_on,
+                kernel=kernel,
+                kernel_size=kernel_size,
+                sigma=sigma,
+                intensity_scale=intensity_scale,
+                unit=unit,
+                border=border,
+                reduction=reduction,
+            )
         super().__init__(
             OneHotTarget(activation=activation, ignore_index=ignore_index),
             {
@@ -183,6 +218,13 @@ class NACLLoss(CompoundLoss):
                 "neighbour": {"weight": weight, "term": penalty},
             },
         )
+        self.classes, self.dim = classes, dim
+
+    def terms(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+        for name, expected, found in (("classes", self.classes, logits.shape[1]), ("dim", self.dim, logits.ndim - 2)):
+            if expected not in (None, found):
+                raise ValueError(f"Expected logits that fit {name}={expected}, but got {tuple(logits.shape)}.")
+        return super().terms(logits, target, context=context)
 
 
 @LOSSES.register("dice_ce")
@@ -360,3 +402,12 @@ class DiceSemimetricLoss(CompoundLoss):
             OneHotTarget(activation=activation, ignore_index=ignore_index),
             {"ce": {"weight": weight_ce, "term": CrossEntropy(class_weights=class_weights)}, "dml": {"weight": weight_dml, "term": dml}},
         )
+
+
+def _either(name: str, value: Any, default: Any, other_name: str, other: Any) -> Any:
+    """The value of an argument that has two names."""
+    if other is None:
+        return value
+    if value not in (default, other):
+        raise ValueError(f"Expected one of `{name}` and `{other_name}`, which are the same, but got {value!r} and {other!r}.")
+    return other

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densecal.checks import check_choice, plain
+from densecal.checks import check_choice, may_look, plain
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.ops.activation import Activation
 from densecal.registry import TARGETS
@@ -163,20 +163,15 @@ def _with_channel(label: Tensor, spatial_dims: int) -> Tensor:
     return label.unsqueeze(1) if label.ndim == spatial_dims + 1 else label
 
 
-def _may_look(tensor: Tensor) -> bool:
-    """Looking at values is cheap on a CPU, stalls a GPU and breaks a compiled graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def _read_label_map(label: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
     classes = label.squeeze(1).to(torch.int64)
-    if _may_look(label) and label.is_floating_point() and not torch.equal(classes.to(label.dtype), label.squeeze(1)):
+    if may_look(label) and label.is_floating_point() and not torch.equal(classes.to(label.dtype), label.squeeze(1)):
         raise ValueError(
             f"Expected whole class numbers in a floating label map of one channel under {num_classes} classes, but got fractions or non-finite values. "
             f"Soft labels have {num_classes} channels."
         )
     valid = classes != ignore_index
-    if _may_look(label):
+    if may_look(label):
         outside = valid & ((classes < 0) | (classes >= num_classes))
         if bool(outside.any()):
             found = classes[outside].unique().tolist()
@@ -205,7 +200,7 @@ def _read_channels(label: Tensor, num_classes: int, activation: Activation, igno
         ignored = ignored | (soft_labels == 0).all(dim=1)
     valid = ~ignored
     soft_labels = torch.where(valid.unsqueeze(1), soft_labels, 0.0)
-    if _may_look(label):
+    if may_look(label):
         low, high = (float(v) for v in soft_labels.detach().aminmax()) if soft_labels.numel() else (0.0, 0.0)
         if not (low >= -1e-4 and high <= 1 + 1e-2):
             raise ValueError(

@@ -1,8 +1,35 @@
 """Logits and a target -> a scalar: comparisons and penalties, all with one interface, so that any mix works."""
 
-from densecal.terms.base import Term
+from densecal.terms.base import PixelTerm, Term
+from densecal.terms.bootstrapped import BootstrappedCrossEntropy
 from densecal.terms.cross_entropy import CrossEntropy
+from densecal.terms.erf_gaussian import ErfGaussianPenalty
+from densecal.terms.focal import DualFocal, Focal, focal_cross_entropy
+from densecal.terms.kl import KLDivergence, kl_divergence
+from densecal.terms.ldr import LDRKL, ldr_kl
 from densecal.terms.neighbour import NeighbourPenalty
+from densecal.terms.online_label_smoothing import OnlineLabelSmoothing
 from densecal.terms.overlap import DiceSemimetric, JaccardMetric, Overlap
+from densecal.terms.sc_bce import SCBCE, expected_perturbation
 
-__all__ = ["CrossEntropy", "DiceSemimetric", "JaccardMetric", "NeighbourPenalty", "Overlap", "Term"]
+__all__ = [
+    "LDRKL",
+    "SCBCE",
+    "BootstrappedCrossEntropy",
+    "CrossEntropy",
+    "DiceSemimetric",
+    "DualFocal",
+    "ErfGaussianPenalty",
+    "Focal",
+    "JaccardMetric",
+    "KLDivergence",
+    "NeighbourPenalty",
+    "OnlineLabelSmoothing",
+    "Overlap",
+    "PixelTerm",
+    "Term",
+    "expected_perturbation",
+    "focal_cross_entropy",
+    "kl_divergence",
+    "ldr_kl",
+]

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densecal.checks import check_choice
+from densecal.ops.reduction import REDUCTIONS, Reduction, reduce
 from densecal.targets.base import SoftTarget
 
-__all__ = ["Term"]
+__all__ = ["PixelTerm", "Term"]
 
 
 class Term(nn.Module):
@@ -55,3 +57,35 @@ class Term(nn.Module):
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Called after validation with its numbers."""
+
+
+class PixelTerm(Term):
+    r"""Base of terms that compare prediction and target pixel by pixel, and of what their mean divides by.
+
+    .. math:: \frac{\sum_x \ell(x)}{\sum_x \bar w(x)}
+
+    over valid pixels. As in PyTorch, :math:`\bar w(x) = w_{y(x)}` where the labels are a label map, whatever the smoothing (index targets), and
+    :math:`\bar w(x) = 1` where they are soft labels (probability targets). Under sigmoid the mean runs over pixels and channels.
+
+    Args:
+        class_weights: One weight per class, or None.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    def __init__(self, *, class_weights: Sequence[float] | Tensor | None = None, reduction: Reduction = "mean") -> None:
+        super().__init__(class_weights=class_weights)
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.reduction: Reduction = reduction
+
+    def reduced(self, values: Tensor, target: SoftTarget) -> Tensor:
+        """Reduce weighted values per pixel ``(N, *spatial)``, 0 where not valid and summed over channels under sigmoid."""
+        if self.class_weights is not None and target.label_map is not None:
+            count = torch.where(target.valid, self.class_weights.to(values.dtype)[target.label_map], 0.0).sum()
+        else:
+            count = target.valid.sum().to(values.dtype)
+        if target.activation == "sigmoid":
+            count = count * target.num_classes
+        return reduce(values, count, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from densecal.checks import check_choice
-from densecal.ops.reduction import REDUCTIONS, Reduction, reduce
 from densecal.ops.soft_cross_entropy import soft_cross_entropy, uniform_cross_entropy
 from densecal.registry import TERMS
 from densecal.targets.base import SoftTarget, Uniform
-from densecal.terms.base import Term
+from densecal.terms.base import PixelTerm
 
 __all__ = ["CrossEntropy"]
 
 
 @TERMS.register("ce")
-class CrossEntropy(Term):
+class CrossEntropy(PixelTerm):
     r"""Cross-entropy between target and prediction.
 
     .. math:: \frac{\sum_x -\sum_c w_c\, q_c(x) \log p_c(x)}{\sum_x \bar w(x)}
@@ -36,16 +33,12 @@ class CrossEntropy(Term):
         ValueError: If ``reduction`` is unknown, or there is not one weight per class.
 
     Example:
+        >>> import torch
         >>> from densecal.targets import one_hot_target
         >>> logits = torch.tensor([[[0.0, 5.0], [0.0, -5.0]]])  # (1, 2, 2)
         >>> CrossEntropy()(logits, one_hot_target(torch.tensor([[0, -100]]), 2))
         tensor(0.6931)
     """
-
-    def __init__(self, *, class_weights: Sequence[float] | Tensor | None = None, reduction: Reduction = "mean") -> None:
-        super().__init__(class_weights=class_weights)
-        check_choice("reduction", reduction, REDUCTIONS)
-        self.reduction: Reduction = reduction
 
     def forward(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Tensor:
         weights, valid, label_map, recipe = self.weights_for(logits), target.valid, target.label_map, target.recipe
@@ -53,13 +46,4 @@ class CrossEntropy(Term):
             values = uniform_cross_entropy(logits, label_map, valid, smoothing=recipe.smoothing, class_weights=weights)
         else:
             values = soft_cross_entropy(logits, target.probs.to(logits.dtype), valid, class_weights=weights, activation=target.activation)
-        if weights is not None and label_map is not None:
-            count = torch.where(valid, weights.to(values.dtype)[label_map], 0.0).sum()
-        else:
-            count = valid.sum().to(values.dtype)
-        if target.activation == "sigmoid":
-            count = count * logits.shape[1]
-        return reduce(values, count, self.reduction)
-
-    def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}"
+        return self.reduced(values, target)

@@ -281,6 +281,14 @@ def test_build_composes_targets_and_terms():
     assert loss.weights == {"ce": 1.0, "dml": 0.5}
 
 
+def test_build_hands_over_what_is_known_to_parts_that_do_not_say():
+    name = "online_label_smoothing"
+    loss = build(composed("loss=compound", f"term=[{name}]").loss, "loss", ignore_index=7, num_classes=5)
+    assert loss.parts[name].table.shape == (5, 5)
+    loss = build(composed("loss=compound", f"term=[{name}]", f"loss.terms.{name}.term.num_classes=4").loss, "loss", ignore_index=7, num_classes=5)
+    assert loss.parts[name].table.shape == (4, 4)
+
+
 def test_build_gives_plain_lists(own_module):
     """Networks look into them; an OmegaConf list is none."""
     options = build(node(_target_="users_own.Open", sides=[1, 2], inner={"a": [3]}), "loss").options
