@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import textwrap
 import tomllib
 
 import pytest
@@ -50,3 +55,41 @@ def test_what_was_tested_is_pinned():
     needed = [*project["dependencies"], *project["optional-dependencies"]["train"], *content["dependency-groups"]["dev"]]
     names = {re.split(r"[\[>=<; ]", line)[0] for line in needed} - {"densecal"}
     assert names <= {line.split("==")[0] for line in content["tool"]["uv"]["constraint-dependencies"]}
+
+
+def test_a_method_takes_one_file_and_its_config(tmp_path):
+    """Those of the guide, in a copy of the package: found by name, on the command line too, and working."""
+    pytest.importorskip("hydra")
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for folder in ("densecal", "configs", "datasets"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (code,) = python_blocks(guide)
+    (config,) = re.findall(r"^[ ]*```yaml\n(.*?)^[ ]*```", guide, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "densecal" / "terms" / "shrink.py").write_text(textwrap.dedent(code))
+    (tmp_path / "configs" / "term" / "shrink.yaml").write_text(textwrap.dedent(config))
+    script = """
+        import hydra, torch, densecal
+        from densecal.cli.configuration import prepare_arguments
+        from densecal.cli.settings import register_settings
+        from densecal.registry import TERMS
+        from densecal.targets import one_hot_target
+
+        register_settings()
+        line = prepare_arguments(["loss=compound", "term=[ce,shrink]", "loss.terms.shrink.weight=0.5"], "train")
+        with hydra.initialize_config_dir(densecal.resources.configs_dir().as_posix(), version_base="1.3"):
+            loss = hydra.utils.instantiate(hydra.compose("train", line).loss)
+        print(densecal.__file__)
+        print(TERMS.create("shrink")(torch.tensor([[[1.0, 3.0], [1.0, 3.0]]]), one_hot_target(torch.tensor([[0, -100]]), 2)).item(), loss.weights)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    where, values = result.stdout.splitlines()
+    assert where == str(tmp_path / "densecal" / "__init__.py")
+    assert values == "1.0 {'ce': 1.0, 'shrink': 0.5}"

@@ -81,7 +81,7 @@ def test_the_names_of_classes_do_not_matter(name: str, problem: Problem, seed: i
 
 
 # Targets that follow from a label map alone, with their default settings.
-TARGET_NAMES = [name for name in TARGETS.list() if not TARGETS.create(name).needs]
+TARGET_NAMES = [name for name in TARGETS.list() if not TARGETS.create(name).needs and TARGETS.create(name).activation == "softmax"]
 
 
 @pytest.mark.parametrize("name", TARGET_NAMES)
