@@ -3,8 +3,11 @@
 Each is an ``nn.Module`` with ``forward(logits, target) -> Tensor``, so it drops into MONAI, Lightning, smp or a bare loop.
 """
 
+from densecal.losses.acls import ACLSLoss
 from densecal.losses.compound import CompoundLoss
+from densecal.losses.confidence_penalty import ConfidencePenaltyLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
+from densecal.losses.mbls import MbLSLoss
 from densecal.losses.presets import (
     CrossEntropyLoss,
     DiceCELoss,
@@ -16,13 +19,16 @@ from densecal.losses.presets import (
 )
 
 __all__ = [
+    "ACLSLoss",
     "CompoundLoss",
+    "ConfidencePenaltyLoss",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
     "DiceCELoss",
     "DiceSemimetricLoss",
     "JaccardMetricLoss",
     "LabelSmoothingLoss",
+    "MbLSLoss",
     "NACLLoss",
     "SVLSLoss",
 ]

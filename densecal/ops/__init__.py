@@ -1,6 +1,6 @@
 """Numerics without ``nn.Module``: tensors and keyword options in, tensors out. No state, no device moves, no logging."""
 
-from densecal.ops.activation import Activation, probabilities
+from densecal.ops.activation import Activation, outcome_logits, probabilities
 from densecal.ops.neighbourhood import Border, Kernel, gaussian_kernel, mean_kernel, normalized_convolution, svls_kernel
 from densecal.ops.overlap import overlap_sums, tversky_score
 from densecal.ops.reduction import Reduction, reduce
@@ -14,6 +14,7 @@ __all__ = [
     "gaussian_kernel",
     "mean_kernel",
     "normalized_convolution",
+    "outcome_logits",
     "overlap_sums",
     "probabilities",
     "reduce",

@@ -1,8 +1,26 @@
 """Logits and a target -> a scalar: comparisons and penalties, all with one interface, so that any mix works."""
 
-from densecal.terms.base import Term
+from densecal.terms.acls import AdaptiveConditionalMargin
+from densecal.terms.base import PixelPenalty, Term
 from densecal.terms.cross_entropy import CrossEntropy
+from densecal.terms.entropy import NegativeEntropy
+from densecal.terms.logit_penalty import LogitPenalty
+from densecal.terms.maxsup import MaxSuppression
+from densecal.terms.mbls import LogitMargin
 from densecal.terms.neighbour import NeighbourPenalty
 from densecal.terms.overlap import DiceSemimetric, JaccardMetric, Overlap
 
-__all__ = ["CrossEntropy", "DiceSemimetric", "JaccardMetric", "NeighbourPenalty", "Overlap", "Term"]
+__all__ = [
+    "AdaptiveConditionalMargin",
+    "CrossEntropy",
+    "DiceSemimetric",
+    "JaccardMetric",
+    "LogitMargin",
+    "LogitPenalty",
+    "MaxSuppression",
+    "NegativeEntropy",
+    "NeighbourPenalty",
+    "Overlap",
+    "PixelPenalty",
+    "Term",
+]

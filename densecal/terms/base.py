@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densecal.checks import check_choice
+from densecal.ops.activation import outcome_logits
+from densecal.ops.reduction import REDUCTIONS, Reduction, reduce
 from densecal.targets.base import SoftTarget
 
-__all__ = ["Term"]
+__all__ = ["PixelPenalty", "Term"]
 
 
 class Term(nn.Module):
@@ -55,3 +58,36 @@ class Term(nn.Module):
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Called after validation with its numbers."""
+
+
+class PixelPenalty(Term):
+    """Base of penalties on the logits of each pixel alone. A subclass gives the formula, :meth:`per_pixel`.
+
+    Under sigmoid each channel is a choice between two outcomes with logits z/2 and -z/2 (a softmax over them is the sigmoid), and a pixel's value is the
+    mean over its channels.
+
+    Args:
+        reduction: ``"mean"`` over valid pixels, ``"sum"``, or ``"none"`` for ``(N, *spatial)``.
+
+    Raises:
+        ValueError: If ``reduction`` is unknown.
+    """
+
+    def __init__(self, *, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.reduction: Reduction = reduction
+
+    def per_pixel(self, logits: Tensor) -> Tensor:
+        """The penalty ``(N, *rest)`` of logits ``(N, K, *rest)`` of K outcomes that exclude each other."""
+        raise NotImplementedError
+
+    def forward(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Tensor:
+        values = self.per_pixel(outcome_logits(logits, target.activation))
+        if target.activation == "sigmoid":
+            values = values.mean(dim=1)
+        values = torch.where(target.valid, values, 0.0)
+        return reduce(values, target.valid.sum().to(values.dtype), self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"

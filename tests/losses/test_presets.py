@@ -13,6 +13,7 @@ import densecal
 from densecal.losses import CrossEntropyLoss, DiceCELoss, NACLLoss, SVLSLoss
 
 PRESETS = ["ce", "label_smoothing", "svls", "nacl", "dice_ce", "jml", "dml"]
+PRESETS += ["mbls", "acls", "confidence_penalty"]
 each_preset = pytest.mark.parametrize("name", PRESETS)
 
 

@@ -1,0 +1,42 @@
+"""Slow references of the penalties: loops over the formulas, pixel by pixel, in plain Python floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from reference import log_probabilities, pixels
+from torch import Tensor
+
+
+def margin(z: Sequence[float], m: float, power: int = 1) -> float:
+    return sum(max(0.0, max(z) - c - m) ** power for c in z) / len(z)
+
+
+def acls(z: Sequence[float], m: float, first: float, second: float) -> float:
+    largest = max(z)
+    others = list(z)
+    others.remove(largest)
+    return first * max(0.0, largest - m) ** 2 + second * sum(max(0.0, largest - c - m) ** 2 for c in others) / len(others)
+
+
+def maxsup(z: Sequence[float]) -> float:
+    return max(z) - sum(z) / len(z)
+
+
+def negative_entropy(z: Sequence[float]) -> float:
+    return sum(math.exp(log_p) * log_p for log_p in log_probabilities(z))
+
+
+def half_square(z: Sequence[float]) -> float:
+    return sum(c * c for c in z) / 2
+
+
+def mean_over_pixels(logits: Tensor, valid: Tensor, formula: Callable[[Sequence[float]], float], *, sigmoid: bool = False) -> float:
+    """Mean over valid pixels of a formula of their logits; under sigmoid of its mean over channels, each a choice between z/2 and -z/2."""
+    values = []
+    for image, *x in pixels(logits.shape):
+        if valid[(image, *x)]:
+            z = logits[(image, slice(None), *x)].tolist()
+            values.append(sum(formula([c / 2, -c / 2]) for c in z) / len(z) if sigmoid else formula(z))
+    return sum(values) / len(values) if values else 0.0
