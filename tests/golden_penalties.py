@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 from golden import check, handles, ignore, labels_of, with_spatial
 
-from densecal.losses import ACLSLoss, CompoundLoss, ConfidencePenaltyLoss, MbLSLoss
+from densecal.losses import ACLSLoss, CompoundLoss, ConfidencePenaltyLoss, MaxSupLoss, MbLSLoss
+from densecal.schedules import Add, Linear, Multiply, Schedule
 from densecal.targets import OneHotTarget
 from densecal.terms import CrossEntropy, LogitPenalty
 
@@ -18,6 +22,36 @@ def mbls(case, tensors):
     parts = loss.terms(with_spatial(tensors["logits"]).double(), labels_of(tensors))
     assert parts["ce"].item() == pytest.approx(case["results"]["loss_ce"], rel=1e-6)
     assert parts["mbls"].item() == pytest.approx(case["results"]["penalty"], rel=1e-6)
+
+
+@handles("mbls_alpha_schedule")
+def mbls_alpha_schedule(case, tensors):
+    params = case["params"]
+    start, mu, maximum = params["alpha"], params.get("mu", 0.0), params.get("max_alpha", math.inf)
+    schedule: float | Schedule = {
+        "": start,
+        "add": Add(start, mu, maximum=maximum),
+        "multiply": Multiply(start, mu or 1.0, maximum=maximum),
+        "step": Multiply(start, mu or 1.0, every=params.get("step_size", 100), maximum=maximum),
+    }[params["schedule"]]
+    loss = MbLSLoss(weight=schedule)
+    weights = []
+    for epoch in range(len(tensors["alpha"])):
+        loss.on_epoch(epoch, len(tensors["alpha"]))
+        weights.append(float(loss.weights["mbls"]))
+    torch.testing.assert_close(torch.tensor(weights), tensors["alpha"], rtol=1e-5, atol=0)
+
+
+@handles("maxsup", "maxsup_lt")
+def maxsup(case, tensors):
+    """Two conventions: the end is reached one epoch after the last, or in the last."""
+    params = case["params"]
+    until = 1.0 if case["stratum"] == "maxsup" else None
+    schedule = Linear(params.get("begin_lambda", 0.1), params.get("end_lambda", 0.2), until=until)
+    assert schedule(params["epoch"], params["epochs"]) == pytest.approx(params["weight"], rel=1e-12)
+    loss = MaxSupLoss(weight=schedule, ignore_index=ignore(case))
+    loss.on_epoch(params["epoch"], params["epochs"])
+    check(case, tensors, loss, labels_of(tensors))
 
 
 @handles("acls")

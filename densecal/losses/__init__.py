@@ -7,6 +7,7 @@ from densecal.losses.acls import ACLSLoss
 from densecal.losses.compound import CompoundLoss
 from densecal.losses.confidence_penalty import ConfidencePenaltyLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
+from densecal.losses.maxsup import MaxSupLoss
 from densecal.losses.mbls import MbLSLoss
 from densecal.losses.presets import (
     CrossEntropyLoss,
@@ -28,6 +29,7 @@ __all__ = [
     "DiceSemimetricLoss",
     "JaccardMetricLoss",
     "LabelSmoothingLoss",
+    "MaxSupLoss",
     "MbLSLoss",
     "NACLLoss",
     "SVLSLoss",

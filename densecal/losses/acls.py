@@ -11,6 +11,7 @@ from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
+from densecal.schedules import Schedule
 from densecal.targets.one_hot import OneHotTarget
 from densecal.terms.acls import AdaptiveConditionalMargin
 from densecal.terms.cross_entropy import CrossEntropy
@@ -23,7 +24,7 @@ class ACLSLoss(CompoundLoss):
     """Cross-entropy plus the two hinges on the logits (Park et al., ICCV 2023); see :class:`densecal.terms.AdaptiveConditionalMargin`.
 
     Args:
-        weight: Weight of the penalty, >= 0.
+        weight: Weight of the penalty, >= 0, or a schedule of it.
         weight_largest: Weight in it of the hinge on the largest logit, >= 0.
         weight_others: Weight in it of the hinge on how far the others lie below, >= 0.
         margin: Margin of both, in logits, >= 0.
@@ -42,7 +43,7 @@ class ACLSLoss(CompoundLoss):
     def __init__(
         self,
         *,
-        weight: float = 0.1,
+        weight: float | Schedule = 0.1,
         weight_largest: float = 1.0,
         weight_others: float = 0.1,
         margin: float = 10.0,

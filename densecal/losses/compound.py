@@ -8,9 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from densecal.checks import check_logits, check_non_negative, plain
+from densecal.checks import check_logits, plain
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.registry import LOSSES, near_matches
+from densecal.schedules import Level
 from densecal.targets.base import Target
 from densecal.targets.one_hot import align_label
 from densecal.terms.base import Term
@@ -26,7 +27,8 @@ class CompoundLoss(nn.Module):
 
     Args:
         target: Turns labels into a distribution; it knows the activation and the ignored label.
-        terms: ``{name: {"weight": float, "term": Term}}``. Names are free and appear in :meth:`terms`; a weight is 0 or more.
+        terms: ``{name: {"weight": float, "term": Term}}``. Names are free and appear in :meth:`terms`; a weight is 0 or more, or a
+            :class:`densecal.schedules.Schedule` of such.
         ignore_index: Handed to the target. None keeps the target's own.
 
     Raises:
@@ -51,18 +53,17 @@ class CompoundLoss(nn.Module):
         if not terms:
             raise ValueError("Expected at least one term, {name: {'weight': ..., 'term': ...}}, but got none.")
         self.target = target
-        self.weights: dict[str, float] = {}
+        self.levels = nn.ModuleDict()
         self.parts = nn.ModuleDict()
         for name, entry in terms.items():
             if not isinstance(entry, Mapping) or "term" not in entry:
                 raise TypeError(f"Expected the term {name!r} as {{'weight': float, 'term': Term}}, but got {entry!r}.")
             if unknown := sorted(set(entry) - {"weight", "term"}):
                 raise ValueError(f"Unknown key {unknown[0]!r} in the term {name!r}. {near_matches(unknown[0], ('weight', 'term'))}")
-            term, weight = entry["term"], float(entry.get("weight", 1.0))
+            term = entry["term"]
             if not isinstance(term, Term):
                 raise TypeError(f"Expected the term {name!r} to be a densecal.terms.Term, but got {type(term).__name__}.")
-            check_non_negative(f"terms.{name}.weight", weight)
-            self.weights[name] = weight
+            self.levels[name] = Level(f"terms.{name}.weight", entry.get("weight", 1.0))
             self.parts[name] = term
         if ignore_index is not None:
             for module in target.modules():
@@ -78,6 +79,11 @@ class CompoundLoss(nn.Module):
     def ignore_index(self) -> int:
         """The label that is left out."""
         return self.target.ignore_index
+
+    @property
+    def weights(self) -> dict[str, float | Tensor]:
+        """The present weight of each term: a number, or a 0-d tensor where it follows a schedule."""
+        return {name: level.value for name, level in self._levels()}
 
     def terms(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """The unweighted value of each term by name; arguments as :meth:`forward`."""
@@ -112,16 +118,22 @@ class CompoundLoss(nn.Module):
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of what :meth:`terms` gave: the loss, without computing the parts again."""
         total: Tensor | None = None
+        weights = self.weights
         for name, value in parts.items():
-            weighted = self.weights[name] * value
+            weighted = weights[name] * value
             total = weighted if total is None else total + weighted
         assert total is not None
         return total
 
     def on_epoch(self, epoch: int, max_epochs: int) -> None:
-        """Tell target and terms that epoch ``epoch`` of ``max_epochs`` begins, counted from 0."""
-        for part in self._members():
+        """Tell target, terms and weights that epoch ``epoch`` of ``max_epochs`` begins, counted from 0."""
+        for part in self._told():
             part.on_epoch(epoch, max_epochs)
+
+    def on_step(self, step: int, max_steps: int) -> None:
+        """Tell target, terms and weights that step ``step`` of ``max_steps`` begins, counted from 0."""
+        for part in self._told():
+            part.on_step(step, max_steps)
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Tell target and terms the numbers of a validation."""
@@ -130,6 +142,12 @@ class CompoundLoss(nn.Module):
 
     def _terms(self) -> Iterable[tuple[str, Term]]:
         return cast("Iterable[tuple[str, Term]]", self.parts.items())
+
+    def _levels(self) -> Iterable[tuple[str, Level]]:
+        return cast("Iterable[tuple[str, Level]]", self.levels.items())
+
+    def _told(self) -> list[Target | Term | Level]:
+        return [*self._members(), *(level for _, level in self._levels())]
 
     def _members(self) -> list[Target | Term]:
         return [self.target, *(term for _, term in self._terms())]
@@ -144,9 +162,6 @@ class CompoundLoss(nn.Module):
                     f"Call the loss with context={{{name!r}: ...}}."
                 )
         return given
-
-    def extra_repr(self) -> str:
-        return f"weights={self.weights}"
 
 
 def _only(context: Mapping[str, Any], needs: tuple[str, ...]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
+from densecal.schedules import Schedule
 from densecal.targets.one_hot import OneHotTarget
 from densecal.terms.cross_entropy import CrossEntropy
 from densecal.terms.entropy import NegativeEntropy
@@ -23,7 +24,7 @@ class ConfidencePenaltyLoss(CompoundLoss):
     """Cross-entropy minus the entropy of the prediction (Pereyra et al., 2017); see :class:`densecal.terms.NegativeEntropy`.
 
     Args:
-        weight: Weight of the entropy, >= 0. Where published code averages the entropy over C classes, its weight is C times this one.
+        weight: Weight of the entropy, >= 0, or a schedule of it. Where published code averages the entropy over C classes, its weight is C times this one.
         activation: ``"softmax"`` or ``"sigmoid"``.
         class_weights: One weight per class, of the cross-entropy.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
@@ -38,7 +39,7 @@ class ConfidencePenaltyLoss(CompoundLoss):
     def __init__(
         self,
         *,
-        weight: float = 0.1,
+        weight: float | Schedule = 0.1,
         activation: Activation = "softmax",
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",

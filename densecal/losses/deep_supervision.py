@@ -99,6 +99,11 @@ class DeepSupervisionLoss(nn.Module):
         if hasattr(self.loss, "on_epoch"):
             self.loss.on_epoch(epoch, max_epochs)  # type: ignore[operator]
 
+    def on_step(self, step: int, max_steps: int) -> None:
+        """Forwarded to the loss."""
+        if hasattr(self.loss, "on_step"):
+            self.loss.on_step(step, max_steps)  # type: ignore[operator]
+
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Forwarded to the loss."""
         if hasattr(self.loss, "on_validation"):

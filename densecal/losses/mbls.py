@@ -11,6 +11,7 @@ from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
+from densecal.schedules import Schedule
 from densecal.targets.one_hot import OneHotTarget
 from densecal.terms.cross_entropy import CrossEntropy
 from densecal.terms.mbls import LogitMargin
@@ -23,7 +24,7 @@ class MbLSLoss(CompoundLoss):
     """Cross-entropy plus the margin penalty on the logits (Liu et al., CVPR 2022); see :class:`densecal.terms.LogitMargin`.
 
     Args:
-        weight: Weight of the penalty, >= 0.
+        weight: Weight of the penalty, >= 0, or a schedule of it.
         margin: Distance to the largest logit that is free, >= 0. 5 often suits medical images better.
         squared: Square the excess over the margin.
         activation: ``"softmax"`` or ``"sigmoid"``.
@@ -41,7 +42,7 @@ class MbLSLoss(CompoundLoss):
     def __init__(
         self,
         *,
-        weight: float = 0.1,
+        weight: float | Schedule = 0.1,
         margin: float = 10.0,
         squared: bool = False,
         activation: Activation = "softmax",

@@ -29,10 +29,10 @@ class Recipe:
 class Uniform(Recipe):
     """The same share ``smoothing`` taken from every pixel and spread over all classes; 0 is the labels themselves."""
 
-    smoothing: float = 0.0
+    smoothing: float | Tensor = 0.0
 
     def __call__(self, one_hot: Tensor, valid: Tensor, activation: Activation) -> Tensor:
-        if self.smoothing == 0:
+        if not isinstance(self.smoothing, Tensor) and self.smoothing == 0:  # a tensor is not looked at: that would wait for the device
             return one_hot
         # A region is there or it is not: two outcomes per channel.
         outcomes = one_hot.shape[1] if activation == "softmax" else 2
@@ -142,6 +142,9 @@ class Target(nn.Module):
 
     def on_epoch(self, epoch: int, max_epochs: int) -> None:
         """Called before epoch ``epoch`` of ``max_epochs``, counted from 0."""
+
+    def on_step(self, step: int, max_steps: int) -> None:
+        """Called before step ``step`` of ``max_steps`` of the optimizer, counted from 0; again where a step takes several batches."""
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Called after validation with its numbers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -113,6 +114,11 @@ class SegmentationTask(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         if hasattr(self.loss, "on_epoch"):
             self.loss.on_epoch(self.current_epoch, self.trainer.max_epochs)  # type: ignore[operator]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if hasattr(self.loss, "on_step"):
+            steps = self.trainer.estimated_stepping_batches
+            self.loss.on_step(self.trainer.global_step, int(steps) if math.isfinite(steps) else -1)  # type: ignore[operator]
 
     def on_validation_epoch_start(self) -> None:
         self.val_evaluation.reset()

@@ -56,6 +56,9 @@ class Term(nn.Module):
     def on_epoch(self, epoch: int, max_epochs: int) -> None:
         """Called before epoch ``epoch`` of ``max_epochs``, counted from 0."""
 
+    def on_step(self, step: int, max_steps: int) -> None:
+        """Called before step ``step`` of ``max_steps`` of the optimizer, counted from 0; again where a step takes several batches."""
+
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Called after validation with its numbers."""
 

@@ -25,6 +25,11 @@ def test_config_equals_the_constructor(path: Path):
         assert set(config) == {"weight", "term"}
         config = config["term"]
     target = hydra.utils.get_object(config.pop("_target_"))
+    for name, node in config.items():
+        if isinstance(node, dict):  # a schedule: all its arguments, too
+            listed = set(node) - {"_target_"}
+            config[name] = hydra.utils.instantiate(node)
+            assert listed == set(inspect.signature(type(config[name])).parameters), name
     assert target is GROUPS[path.parent.name][path.stem]
     parameters = {name: p.default for name, p in inspect.signature(target).parameters.items() if name not in INJECTED}
     assert config == parameters
