@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 from golden import check, handles, ignore, labels_of, with_spatial
+from torch.nn import functional as F
 
 from densecal.losses import ACLSLoss, CompoundLoss, ConfidencePenaltyLoss, MaxSupLoss, MbLSLoss
 from densecal.schedules import Add, Linear, Multiply, Schedule
 from densecal.targets import OneHotTarget
-from densecal.terms import CrossEntropy, LogitPenalty
+from densecal.terms import CrossEntropy, LogitPenalty, MarginalL1ACE
 
 
 @handles("mbls", "mbls_ignore")
@@ -81,3 +82,28 @@ def logit_penalty(case, tensors):
     weight, beta = case["params"]["weight"], case["params"]["beta"]
     terms = {"ce": {"weight": weight, "term": CrossEntropy()}, "logit_penalty": {"weight": weight * beta, "term": LogitPenalty()}}
     check(case, tensors, CompoundLoss(OneHotTarget(ignore_index=ignore(case)), terms), labels_of(tensors))
+
+
+@handles("ml1_ace")
+def ml1_ace(case, tensors):
+    params = case["params"]
+    target = tensors["soft_labels"] if params["soft_target"] else labels_of(tensors)
+    if params["activation"] == "sigmoid" and not params["soft_target"]:
+        target = F.one_hot(target, tensors["logits"].shape[1]).movedim(-1, 1)
+    term = MarginalL1ACE(
+        num_bins=params["num_bins"],
+        include_background=params.get("include_background", True),
+        class_weights=params.get("weight"),
+        reduction="none" if "per_class" in tensors else "mean",
+    )
+    loss = CompoundLoss(OneHotTarget(activation=params["activation"], ignore_index=ignore(case)), {"ml1_ace": {"weight": 1.0, "term": term}})
+    if "per_class" in tensors:
+        values = loss(tensors["logits"].double(), target)
+        torch.testing.assert_close(values, tensors["per_class"].double().flatten(1), rtol=0, atol=1e-6)
+        assert values.mean().item() == pytest.approx(case["results"]["loss"], rel=1e-6)
+        return
+    # The published gradient is single precision; so are the probabilities that its binning saw.
+    check(case, tensors, loss, target, gradient=False)
+    logits = tensors["logits"].detach().double().requires_grad_()
+    loss(logits, target).backward()
+    torch.testing.assert_close(logits.grad, tensors["grad"].double(), rtol=0, atol=1e-4 * tensors["grad"].abs().max().item())

@@ -40,3 +40,35 @@ def mean_over_pixels(logits: Tensor, valid: Tensor, formula: Callable[[Sequence[
             z = logits[(image, slice(None), *x)].tolist()
             values.append(sum(formula([c / 2, -c / 2]) for c in z) / len(z) if sigmoid else formula(z))
     return sum(values) / len(values) if values else 0.0
+
+
+def calibration_error(p: Sequence[float], q: Sequence[float], num_bins: int, *, soft: bool = False) -> float:
+    """Mean over the bins that hold something of |mean p - mean q|."""
+    sums = [[0.0, 0.0, 0.0] for _ in range(num_bins)]
+    for a, b in zip(p, q, strict=True):
+        if soft:
+            shares = [max(0.0, 1.0 - abs(a * num_bins - (k + 0.5))) for k in range(num_bins)]
+            shares = [share / sum(shares) for share in shares]
+        else:
+            home = max(0, min(num_bins - 1, math.ceil(a * num_bins) - 1))
+            shares = [float(k == home) for k in range(num_bins)]
+        for entry, share in zip(sums, shares, strict=True):
+            for i, value in enumerate((1.0, a, b)):
+                entry[i] += share * value
+    gaps = [abs(sp - sq) / count for count, sp, sq in sums if count > 0]
+    return sum(gaps) / len(gaps)
+
+
+def classwise_calibration_errors(probs: Tensor, target: Tensor, valid: Tensor, num_bins: int, *, soft: bool = False) -> list[list[float]]:
+    """One row per image with a valid pixel, one error per class."""
+    rows = []
+    for image in range(probs.shape[0]):
+        at = [x for i, *x in pixels(probs.shape) if i == image and valid[(image, *x)]]
+        if at:
+            rows.append(
+                [
+                    calibration_error([probs[(image, c, *x)].item() for x in at], [target[(image, c, *x)].item() for x in at], num_bins, soft=soft)
+                    for c in range(probs.shape[1])
+                ]
+            )
+    return rows

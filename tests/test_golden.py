@@ -24,7 +24,6 @@ LATER = {
     *("focal_marginloss", "focal_jdt", "online_ls", "kl_div", "sc_bce_expectation"),
     *("nacl_monai_gaussian_2d", "nacl_monai_gaussian_3d"),
     # penalties
-    *("ml1_ace",),
     *("crac_penalty", "crac_class", "crac_single", "crac_boundary_as_published", "crac_boundary_corrected"),
     # metrics, perturbation and post-hoc scaling
     *("finegrained_accuracy", "finegrained_absent_class", "ece_jdt", "sce_jdt", "sce_jdt_corrected", "ece_sce_jdt_on_edges"),

@@ -9,6 +9,7 @@ from densecal.losses.confidence_penalty import ConfidencePenaltyLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
 from densecal.losses.maxsup import MaxSupLoss
 from densecal.losses.mbls import MbLSLoss
+from densecal.losses.ml1_ace import ML1ACELoss
 from densecal.losses.presets import (
     CrossEntropyLoss,
     DiceCELoss,
@@ -29,6 +30,7 @@ __all__ = [
     "DiceSemimetricLoss",
     "JaccardMetricLoss",
     "LabelSmoothingLoss",
+    "ML1ACELoss",
     "MaxSupLoss",
     "MbLSLoss",
     "NACLLoss",

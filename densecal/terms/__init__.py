@@ -7,6 +7,7 @@ from densecal.terms.entropy import NegativeEntropy
 from densecal.terms.logit_penalty import LogitPenalty
 from densecal.terms.maxsup import MaxSuppression
 from densecal.terms.mbls import LogitMargin
+from densecal.terms.ml1_ace import MarginalL1ACE
 from densecal.terms.neighbour import NeighbourPenalty
 from densecal.terms.overlap import DiceSemimetric, JaccardMetric, Overlap
 
@@ -17,6 +18,7 @@ __all__ = [
     "JaccardMetric",
     "LogitMargin",
     "LogitPenalty",
+    "MarginalL1ACE",
     "MaxSuppression",
     "NegativeEntropy",
     "NeighbourPenalty",

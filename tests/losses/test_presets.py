@@ -13,7 +13,7 @@ import densecal
 from densecal.losses import CrossEntropyLoss, DiceCELoss, NACLLoss, SVLSLoss
 
 PRESETS = ["ce", "label_smoothing", "svls", "nacl", "dice_ce", "jml", "dml"]
-PRESETS += ["mbls", "acls", "confidence_penalty", "maxsup"]
+PRESETS += ["mbls", "acls", "confidence_penalty", "maxsup", "ml1_ace"]
 STATE = {"maxsup": {"levels.maxsup.value"}}  # what checkpoints hold
 each_preset = pytest.mark.parametrize("name", PRESETS)
 
