@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from densecal.losses import ACLSLoss, CompoundLoss, ConfidencePenaltyLoss, MaxSupLoss, MbLSLoss
 from densecal.schedules import Add, Linear, Multiply, Schedule
 from densecal.targets import OneHotTarget
-from densecal.terms import CrossEntropy, LogitPenalty, MarginalL1ACE
+from densecal.terms import CrossEntropy, LogitPenalty, MarginalL1ACE, NeighbourConstraint
+from densecal.terms.crac import constraint_penalty, constraint_slope
 
 
 @handles("mbls", "mbls_ignore")
@@ -107,3 +108,73 @@ def ml1_ace(case, tensors):
     logits = tensors["logits"].detach().double().requires_grad_()
     loss(logits, target).backward()
     torch.testing.assert_close(logits.grad, tensors["grad"].double(), rtol=0, atol=1e-4 * tensors["grad"].abs().max().item())
+
+
+@handles("crac_penalty")
+def crac_penalty(case, tensors):
+    for dtype in (torch.float64, torch.float32):
+        gap = tensors["h"].to(dtype).unsqueeze(1).requires_grad_()
+        lam, rho = tensors["lam"].to(dtype), tensors["rho"].to(dtype)
+        value = constraint_penalty(gap, lam, rho, case["params"]["penalty"])
+        slope = constraint_slope(gap, lam, rho, case["params"]["penalty"])
+        torch.testing.assert_close(value, tensors["value"].to(dtype), rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(slope, tensors["derivative"].to(dtype), rtol=1e-5, atol=1e-9)
+        (by_autograd,) = torch.autograd.grad(value.sum(), gap)
+        torch.testing.assert_close(by_autograd, slope.sum(1, keepdim=True))
+
+
+def crac_loss(case, tensors):
+    params = case["params"]
+    per_region = "region" in tensors
+    classes = tensors["train_logits"].shape[2]
+    term = NeighbourConstraint(
+        num_classes=classes,
+        margin=params["margin"],
+        penalty=params["penalty"],
+        constraint={"abs": "abs", "max": "relu"}[params.get("constr_type", "abs")],
+        per_class=tensors["lam"].shape[1] > 1,
+        per_region=per_region,
+        acts_on="probs" if params.get("is_softmax") else "logits",
+        border="background",
+        multiplier_min=params["lambd_min"],
+        multiplier_max=params["lambd_max"],
+        rho=params["rho_min"],
+        rho_max=params["rho_max"],
+        rho_growth=params.get("gamma", 1.2),
+        rho_every=params["rho_step"],
+        progress=params.get("tao", 0.9),
+    )
+    return term, CompoundLoss(OneHotTarget(ignore_index=ignore(case)), {"crac": {"weight": 1.0, "term": term}})
+
+
+@handles("crac_single", "crac_boundary_corrected", "crac_class")
+def crac(case, tensors):
+    """Penalty, gradient and multipliers over the epochs.
+
+    The published multipliers per class are weighed by the class's rarity in validation: there, each epoch starts with the published ones.
+    """
+    term, loss = crac_loss(case, tensors)
+    weighed = case["stratum"] == "crac_class"
+    for epoch, (logits, labels) in enumerate(zip(tensors["train_logits"], tensors["train_labels"].long(), strict=True)):
+        if weighed:
+            term.multiplier.copy_(tensors["lam"][epoch].view_as(term.multiplier))
+        torch.testing.assert_close(term.multiplier.flatten(), tensors["lam"][epoch], rtol=1e-5, atol=0)
+        torch.testing.assert_close(term.rho.flatten(), tensors["rho"][epoch], rtol=1e-5, atol=0)
+        for dtype, tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-4)):
+            leaf = logits.to(dtype, copy=True).requires_grad_()
+            value = loss(leaf, labels)
+            value.backward()
+            # The published multipliers are single precision.
+            assert value.item() == pytest.approx(case["results"][f"penalty_epoch{epoch}"], rel=1e-5)
+            published = tensors["train_grad"][epoch].to(dtype)
+            torch.testing.assert_close(leaf.grad, published, rtol=0, atol=tolerance * published.abs().max().item())
+        batches = list(zip(tensors["val_logits"][epoch].double(), tensors["val_labels"][epoch].long(), strict=True))
+        for batch in batches:
+            loss.on_validation_batch(*batch)
+        loss.on_validation({})
+        if weighed:
+            # Inverse frequencies in validation, normalised.
+            weights = 1 / torch.bincount(torch.cat([labels.flatten() for _, labels in batches]), minlength=term.num_classes)
+            term.multiplier.mul_(weights / weights.sum())
+            torch.testing.assert_close(term.multiplier.flatten(), tensors["lam"][epoch + 1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(term.rho.flatten(), tensors["rho"][-1], rtol=1e-5, atol=0)

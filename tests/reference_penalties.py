@@ -72,3 +72,24 @@ def classwise_calibration_errors(probs: Tensor, target: Tensor, valid: Tensor, n
                 ]
             )
     return rows
+
+
+def constraint(kind: str, h: float, lam: float, rho: float) -> float:
+    if kind == "phr":
+        return lam * h + rho * h * h / 2 if lam + rho * h >= 0 else -lam * lam / (2 * rho)
+    if h < 0:
+        return lam * h / (1 - rho * h)
+    return lam * h + lam * rho * h * h + (rho * rho * h**3 / 6 if kind == "p2" else 0.0)
+
+
+def gaps(logits: Tensor, shares: Tensor, boundary: Tensor | None, margin: float, *, relu: bool = False) -> dict[tuple[int, ...], float]:
+    """h of each (region, image, class, *x), 0 outside the region; one region without ``boundary`` ``(N, *spatial)``."""
+    result = {}
+    for image, *x in pixels(logits.shape):
+        for c in range(logits.shape[1]):
+            z, tau = logits[(image, c, *x)].item(), shares[(image, c, *x)].item()
+            for region in range(1 if boundary is None else 2):
+                inside = boundary is None or bool(boundary[(image, *x)]) == (region == 0)
+                d = z - (1.0 if boundary is not None and region == 0 else margin) * tau
+                result[(region, image, c, *x)] = (max(0.0, d) if relu else abs(d)) if inside else 0.0
+    return result

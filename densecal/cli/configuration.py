@@ -303,6 +303,11 @@ def _parameters(target: Callable[..., Any]) -> list[str]:
     return [p.name for p in inspect.signature(target).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
+def _required(target: Callable[..., Any]) -> list[str]:
+    """Keyword arguments without a default."""
+    return [p.name for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+
+
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
@@ -339,9 +344,17 @@ def accepted(target: str, **arguments: Any) -> dict[str, Any]:
 
 
 def build(node: DictConfig, name: str, **known: Any) -> Any:
-    """Instantiate a ``_target_`` node, handing it what the task knows; its refusal becomes one line that names the setting."""
+    """Instantiate a ``_target_`` node, handing it what the task knows; its refusal becomes one line that names the setting.
+
+    Nodes inside of it are handed what they cannot do without: a term of a composition its number of classes.
+    """
+    whole = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
+    for path, inner in list(_targets(OmegaConf.to_container(whole), "")):
+        for parameter in _required(_locate(inner["_target_"], path)) if path else ():
+            if parameter in known and parameter not in inner:
+                OmegaConf.update(whole, f"{path}.{parameter}", known[parameter], force_add=True)
     try:
-        return hydra.utils.instantiate(node, **accepted(node["_target_"], **known), _convert_="all")
+        return hydra.utils.instantiate(whole, **accepted(node["_target_"], **known), _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise CommandError(f"{name}: {str(cause).splitlines()[0]}") from cause

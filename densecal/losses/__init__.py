@@ -6,6 +6,7 @@ Each is an ``nn.Module`` with ``forward(logits, target) -> Tensor``, so it drops
 from densecal.losses.acls import ACLSLoss
 from densecal.losses.compound import CompoundLoss
 from densecal.losses.confidence_penalty import ConfidencePenaltyLoss
+from densecal.losses.crac import CRaCLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
 from densecal.losses.maxsup import MaxSupLoss
 from densecal.losses.mbls import MbLSLoss
@@ -22,6 +23,7 @@ from densecal.losses.presets import (
 
 __all__ = [
     "ACLSLoss",
+    "CRaCLoss",
     "CompoundLoss",
     "ConfidencePenaltyLoss",
     "CrossEntropyLoss",

@@ -12,7 +12,7 @@ from densecal.checks import check_logits, plain
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.registry import LOSSES, near_matches
 from densecal.schedules import Level
-from densecal.targets.base import Target
+from densecal.targets.base import SoftTarget, Target
 from densecal.targets.one_hot import align_label
 from densecal.terms.base import Term
 
@@ -87,15 +87,19 @@ class CompoundLoss(nn.Module):
 
     def terms(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """The unweighted value of each term by name; arguments as :meth:`forward`."""
+        logits, soft_target, context = self._prepared(logits, target, context)
+        return {name: term(logits, soft_target, context=_only(context, term.needs)) for name, term in self._terms()}
+
+    def _prepared(self, logits: Tensor, target: Tensor, context: Mapping[str, Any] | None) -> tuple[Tensor, SoftTarget, dict[str, Any]]:
+        """What terms are handed: checked logits of at least single precision, the target made from the labels, the side inputs."""
         logits = plain(logits)
         spatial_dims = check_logits(logits)
-        context = self._checked(context)
+        checked = self._checked(context)
         label = align_label(target, logits)
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        soft_target = self.target(label, logits.shape[1], spatial_dims=spatial_dims, dtype=dtype, context=_only(context, self.target.needs))
+        soft_target = self.target(label, logits.shape[1], spatial_dims=spatial_dims, dtype=dtype, context=_only(checked, self.target.needs))
         # Whatever stands at an ignored pixel, inf and NaN included, reaches neither a value nor a gradient. Below single precision exp and sums fail.
-        logits = torch.where(soft_target.valid.unsqueeze(1), logits, 0.0).to(dtype)
-        return {name: term(logits, soft_target, context=_only(context, term.needs)) for name, term in self._terms()}
+        return torch.where(soft_target.valid.unsqueeze(1), logits, 0.0).to(dtype), soft_target, checked
 
     def forward(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> Tensor:
         """The loss.
@@ -134,6 +138,19 @@ class CompoundLoss(nn.Module):
         """Tell target, terms and weights that step ``step`` of ``max_steps`` begins, counted from 0."""
         for part in self._told():
             part.on_step(step, max_steps)
+
+    @property
+    def wants_validation_logits(self) -> bool:
+        """Whether a term learns from :meth:`on_validation_batch`."""
+        return any(term.wants_validation_logits for _, term in self._terms())
+
+    def on_validation_batch(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> None:
+        """Show the terms a batch of a validation; :meth:`on_validation` ends it. Arguments as :meth:`forward`."""
+        with torch.no_grad():
+            logits, soft_target, context = self._prepared(logits, target, context)
+            for _, term in self._terms():
+                if term.wants_validation_logits:
+                    term.on_validation_batch(logits, soft_target, context=_only(context, term.needs))
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Tell target and terms the numbers of a validation."""

@@ -1,6 +1,7 @@
 """Numerics without ``nn.Module``: tensors and keyword options in, tensors out. No state, no device moves, no logging."""
 
 from densecal.ops.activation import Activation, outcome_logits, probabilities
+from densecal.ops.boundary import boundary_region
 from densecal.ops.neighbourhood import Border, Kernel, gaussian_kernel, mean_kernel, normalized_convolution, svls_kernel
 from densecal.ops.overlap import overlap_sums, tversky_score
 from densecal.ops.reduction import Reduction, reduce
@@ -11,6 +12,7 @@ __all__ = [
     "Border",
     "Kernel",
     "Reduction",
+    "boundary_region",
     "gaussian_kernel",
     "mean_kernel",
     "normalized_convolution",

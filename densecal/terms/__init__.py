@@ -2,6 +2,7 @@
 
 from densecal.terms.acls import AdaptiveConditionalMargin
 from densecal.terms.base import PixelPenalty, Term
+from densecal.terms.crac import NeighbourConstraint
 from densecal.terms.cross_entropy import CrossEntropy
 from densecal.terms.entropy import NegativeEntropy
 from densecal.terms.logit_penalty import LogitPenalty
@@ -21,6 +22,7 @@ __all__ = [
     "MarginalL1ACE",
     "MaxSuppression",
     "NegativeEntropy",
+    "NeighbourConstraint",
     "NeighbourPenalty",
     "Overlap",
     "PixelPenalty",

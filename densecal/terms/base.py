@@ -27,6 +27,8 @@ class Term(nn.Module):
     """
 
     needs: tuple[str, ...] = ()
+    wants_validation_logits: bool = False
+    """Whether :meth:`on_validation_batch` does anything, so that somebody has to keep the logits."""
     class_weights: Tensor | None
 
     def __init__(self, *, class_weights: Sequence[float] | Tensor | None = None) -> None:
@@ -58,6 +60,9 @@ class Term(nn.Module):
 
     def on_step(self, step: int, max_steps: int) -> None:
         """Called before step ``step`` of ``max_steps`` of the optimizer, counted from 0; again where a step takes several batches."""
+
+    def on_validation_batch(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> None:
+        """Called with each batch of a validation, if ``wants_validation_logits``; arguments as :meth:`forward`."""
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Called after validation with its numbers."""

@@ -282,6 +282,17 @@ def test_build_composes_targets_and_terms():
     assert loss.weights == {"ce": 1.0, "dml": 0.5}
 
 
+def test_build_tells_a_term_the_number_of_classes():
+    """It cannot do without; what has a default of its own is left alone."""
+    composition = composed("loss=compound", "target=one_hot", "term=[ce,crac]", "loss.terms.crac.weight=${loss.terms.ce.weight}").loss
+    loss = build(composition, "loss", ignore_index=7, num_classes=3)
+    assert loss.parts["crac"].multiplier.shape == (2, 3)
+    assert loss.weights == {"ce": 1.0, "crac": 1.0}
+    assert "num_classes" not in composition.terms.crac.term
+    given = composed("loss=compound", "target=one_hot", "term=[crac]", "loss.terms.crac.term.num_classes=5").loss
+    assert build(given, "loss", num_classes=3).parts["crac"].num_classes == 5
+
+
 LINEAR = "{_target_:densecal.schedules.Linear,start:0.1,end:0.2}"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from densecal.cli.configuration import CommandError, build
 from densecal.registry import LOSSES, TARGETS, TERMS
 
 hydra = pytest.importorskip("hydra")
@@ -50,7 +51,7 @@ def compose(tmp_path):
     def run(*overrides):
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
             config = hydra.compose("primary", [*overrides, f"hydra.searchpath=[file://{ROOT / 'configs'}]"])
-        return hydra.utils.instantiate(config.loss, ignore_index=255, _convert_="all")
+        return build(config.loss, "loss", ignore_index=255, num_classes=3)
 
     return run
 
@@ -70,5 +71,5 @@ def test_any_target_with_any_terms(compose):
 
 
 def test_preset_with_another_target_is_refused(compose):
-    with pytest.raises(hydra.errors.HydraException):
+    with pytest.raises(CommandError, match="unexpected keyword argument 'target'"):
         compose("loss=svls", "+target=label_smoothing")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from densecal.inference import SlidingWindow
 from densecal.labels import LabelSchema
-from densecal.losses import CompoundLoss, CrossEntropyLoss, DeepSupervisionLoss, DiceCELoss, NACLLoss, SVLSLoss
+from densecal.losses import CompoundLoss, CRaCLoss, CrossEntropyLoss, DeepSupervisionLoss, DiceCELoss, NACLLoss, SVLSLoss
 from densecal.metrics import SegmentationEvaluation
 from densecal.schedules import Linear
 from densecal.targets import OneHotTarget
@@ -270,3 +270,39 @@ def test_accumulated_batches_share_a_step():
 def test_schedule_by_epoch_needs_a_number_of_epochs():
     with pytest.raises(ValueError, match=r"Set `trainer\.max_epochs`"):
         make_trainer(max_epochs=-1, max_steps=3).fit(scheduled(), loader(make_batch()))
+
+
+def crac() -> SegmentationTask:
+    return make_task(CRaCLoss(num_classes=3, margin=2.0), optimizer=partial(torch.optim.SGD, lr=0.1))
+
+
+def test_validation_logits_set_the_multipliers():
+    """With one window per volume the windows' logits are the network's."""
+    task, train, val = crac(), make_batch(), [make_batch(1), make_batch(2)]
+    val[1]["case_index"] += 1
+    make_trainer(max_epochs=1, num_sanity_val_steps=1).fit(task, loader(train), loader(*val))
+    expected = CRaCLoss(num_classes=3, margin=2.0)
+    with torch.no_grad():
+        for batch in val:
+            expected.on_validation_batch(task(batch["image"]), batch["label"])
+    expected.on_validation({})
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(task.loss.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+    assert task.loss.parts["crac"].updates == 1
+    assert "val/dice" in task.trainer.callback_metrics
+
+
+def test_resumed_run_goes_on_with_the_multipliers(tmp_path):
+    def fit(task, epochs, **options):
+        trainer = make_trainer(max_epochs=epochs)
+        trainer.fit(task, loader(make_batch()), loader(make_batch(1)), **options)
+        return trainer
+
+    whole, first, second = crac(), crac(), crac()
+    fit(whole, 4)
+    fit(first, 2).save_checkpoint(tmp_path / "two.ckpt")
+    fit(second, 4, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    assert (whole.loss.parts["crac"].multiplier[0] > 1e-3).all()  # of the boundary: the labels are noise
+    assert whole.loss.parts["crac"].updates == 4
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, rtol=0, atol=0)
