@@ -339,7 +339,10 @@ def accepted(target: str, **arguments: Any) -> dict[str, Any]:
 
 
 def build(node: DictConfig, name: str, **known: Any) -> Any:
-    """Instantiate a ``_target_`` node, handing it what the task knows; its refusal becomes one line that names the setting."""
+    """Instantiate a ``_target_`` node, handing it what the task knows; its refusal becomes one line that names the setting.
+
+    Nodes inside of it are handed what they take and do not say: a term of a composition its number of classes.
+    """
     try:
         return hydra.utils.instantiate(node, **_known_inside(node, known), _convert_="all")
     except InstantiationException as error:

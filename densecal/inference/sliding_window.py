@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from monai.inferers import sliding_window_inference
@@ -82,12 +82,25 @@ class SlidingWindow:
         Raises:
             ValueError: If the volume has other spatial dims than the windows.
         """
+        (probs,) = self._blended(model, image, lambda logits: (logits.softmax(dim=1),))
+        # A weighted mean of distributions sums to 1 up to rounding, which the Gaussian's small weights can make visible.
+        return probs / probs.sum(dim=1, keepdim=True)
+
+    def with_logits(self, model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of a volume, and the windows' logits averaged with the same weights, both ``(N, C, *spatial)``, from one pass.
+
+        The logits are for what is stated on logits themselves. Their softmax is not the probabilities where windows disagree.
+        """
+        probs, logits = self._blended(model, image, lambda logits: (logits.softmax(dim=1), logits))
+        return probs / probs.sum(dim=1, keepdim=True), logits
+
+    def _blended(self, model: nn.Module, image: Tensor, outputs: Callable[[Tensor], tuple[Tensor, ...]]) -> list[Tensor]:
         spatial_dims = len(self.patch_size)
         if image.ndim != spatial_dims + 2:
             raise ValueError(f"Expected `image` of shape (N, C, *spatial) with {spatial_dims} spatial dims, but got {tuple(image.shape)}.")
 
-        def probs(patch: Tensor) -> Tensor:
-            return full_resolution(model(patch.to(image.dtype)), spatial_dims).float().softmax(dim=1)
+        def predict(patch: Tensor) -> tuple[Tensor, ...]:
+            return outputs(full_resolution(model(patch.to(image.dtype)), spatial_dims).float())
 
         spatial = image.shape[2:]
         missing = [max(p - n, 0) for p, n in zip(self.patch_size, spatial, strict=True)]
@@ -95,9 +108,7 @@ class SlidingWindow:
         padding = [side for b, m in zip(reversed(before), reversed(missing), strict=True) for side in (b, m - b)]  # torch counts axes from the last
         # In single precision whatever the network computes in: MONAI adds up in the type of the volume.
         padded = F.pad(plain(image).float(), padding)
-        result = sliding_window_inference(padded, self.patch_size, self.batch_size, probs, overlap=self.overlap, mode=self.blending)
-        assert isinstance(result, Tensor)
+        results = sliding_window_inference(padded, self.patch_size, self.batch_size, predict, overlap=self.overlap, mode=self.blending)
         inside = [slice(b, b + n) for b, n in zip(before, spatial, strict=True)]
-        result = result[(slice(None), slice(None), *inside)]
-        # A weighted mean of distributions sums to 1 up to rounding, which the Gaussian's small weights can make visible.
-        return result / result.sum(dim=1, keepdim=True)
+        # MONAI returns a tuple of one as its only item.
+        return [result[(slice(None), slice(None), *inside)] for result in ([results] if isinstance(results, Tensor) else results)]

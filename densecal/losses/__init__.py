@@ -3,12 +3,18 @@
 Each is an ``nn.Module`` with ``forward(logits, target) -> Tensor``, so it drops into MONAI, Lightning, smp or a bare loop.
 """
 
+from densecal.losses.acls import ACLSLoss
 from densecal.losses.boundary_smoothing import BoundarySmoothingLoss
 from densecal.losses.compound import CompoundLoss
+from densecal.losses.confidence_penalty import ConfidencePenaltyLoss
+from densecal.losses.crac import CRaCLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
 from densecal.losses.focal import DualFocalLoss, FocalLoss
 from densecal.losses.kl import KLLoss
 from densecal.losses.ldr import LDRLoss
+from densecal.losses.maxsup import MaxSupLoss
+from densecal.losses.mbls import MbLSLoss
+from densecal.losses.ml1_ace import ML1ACELoss
 from densecal.losses.online_label_smoothing import OnlineLabelSmoothingLoss
 from densecal.losses.presets import (
     CrossEntropyLoss,
@@ -21,8 +27,11 @@ from densecal.losses.presets import (
 )
 
 __all__ = [
+    "ACLSLoss",
     "BoundarySmoothingLoss",
+    "CRaCLoss",
     "CompoundLoss",
+    "ConfidencePenaltyLoss",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
     "DiceCELoss",
@@ -33,6 +42,9 @@ __all__ = [
     "KLLoss",
     "LDRLoss",
     "LabelSmoothingLoss",
+    "ML1ACELoss",
+    "MaxSupLoss",
+    "MbLSLoss",
     "NACLLoss",
     "OnlineLabelSmoothingLoss",
     "SVLSLoss",

@@ -8,10 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from densecal.checks import check_logits, check_non_negative, plain
+from densecal.checks import check_logits, plain
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.registry import LOSSES, near_matches
-from densecal.targets.base import Target
+from densecal.schedules import Level
+from densecal.targets.base import SoftTarget, Target
 from densecal.targets.one_hot import align_label
 from densecal.terms.base import Term
 
@@ -26,7 +27,8 @@ class CompoundLoss(nn.Module):
 
     Args:
         target: Turns labels into a distribution; it knows the activation and the ignored label.
-        terms: ``{name: {"weight": float, "term": Term}}``. Names are free and appear in :meth:`terms`; a weight is 0 or more.
+        terms: ``{name: {"weight": float, "term": Term}}``. Names are free and appear in :meth:`terms`; a weight is 0 or more, or a
+            :class:`densecal.schedules.Schedule` of such.
         ignore_index: Handed to the target. None keeps the target's own.
 
     Raises:
@@ -51,18 +53,17 @@ class CompoundLoss(nn.Module):
         if not terms:
             raise ValueError("Expected at least one term, {name: {'weight': ..., 'term': ...}}, but got none.")
         self.target = target
-        self.weights: dict[str, float] = {}
+        self.levels = nn.ModuleDict()
         self.parts = nn.ModuleDict()
         for name, entry in terms.items():
             if not isinstance(entry, Mapping) or "term" not in entry:
                 raise TypeError(f"Expected the term {name!r} as {{'weight': float, 'term': Term}}, but got {entry!r}.")
             if unknown := sorted(set(entry) - {"weight", "term"}):
                 raise ValueError(f"Unknown key {unknown[0]!r} in the term {name!r}. {near_matches(unknown[0], ('weight', 'term'))}")
-            term, weight = entry["term"], float(entry.get("weight", 1.0))
+            term = entry["term"]
             if not isinstance(term, Term):
                 raise TypeError(f"Expected the term {name!r} to be a densecal.terms.Term, but got {type(term).__name__}.")
-            check_non_negative(f"terms.{name}.weight", weight)
-            self.weights[name] = weight
+            self.levels[name] = Level(f"terms.{name}.weight", entry.get("weight", 1.0))
             self.parts[name] = term
         if ignore_index is not None:
             for module in target.modules():
@@ -79,17 +80,26 @@ class CompoundLoss(nn.Module):
         """The label that is left out."""
         return self.target.ignore_index
 
+    @property
+    def weights(self) -> dict[str, float | Tensor]:
+        """The present weight of each term: a number, or a 0-d tensor where it follows a schedule."""
+        return {name: level.value for name, level in self._levels()}
+
     def terms(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """The unweighted value of each term by name; arguments as :meth:`forward`."""
+        logits, soft_target, context = self._prepared(logits, target, context)
+        return {name: term(logits, soft_target, context=_only(context, term.needs)) for name, term in self._terms()}
+
+    def _prepared(self, logits: Tensor, target: Tensor, context: Mapping[str, Any] | None) -> tuple[Tensor, SoftTarget, dict[str, Any]]:
+        """What terms are handed: checked logits of at least single precision, the target made from the labels, the side inputs."""
         logits = plain(logits)
         spatial_dims = check_logits(logits)
-        context = self._checked(context)
+        checked = self._checked(context)
         label = align_label(target, logits)
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        soft_target = self.target(label, logits.shape[1], spatial_dims=spatial_dims, dtype=dtype, context=_only(context, self.target.needs))
+        soft_target = self.target(label, logits.shape[1], spatial_dims=spatial_dims, dtype=dtype, context=_only(checked, self.target.needs))
         # Whatever stands at an ignored pixel, inf and NaN included, reaches neither a value nor a gradient. Below single precision exp and sums fail.
-        logits = torch.where(soft_target.valid.unsqueeze(1), logits, 0.0).to(dtype)
-        return {name: term(logits, soft_target, context=_only(context, term.needs)) for name, term in self._terms()}
+        return torch.where(soft_target.valid.unsqueeze(1), logits, 0.0).to(dtype), soft_target, checked
 
     def forward(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> Tensor:
         """The loss.
@@ -112,16 +122,35 @@ class CompoundLoss(nn.Module):
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of what :meth:`terms` gave: the loss, without computing the parts again."""
         total: Tensor | None = None
+        weights = self.weights
         for name, value in parts.items():
-            weighted = self.weights[name] * value
+            weighted = weights[name] * value
             total = weighted if total is None else total + weighted
         assert total is not None
         return total
 
     def on_epoch(self, epoch: int, max_epochs: int) -> None:
-        """Tell target and terms that epoch ``epoch`` of ``max_epochs`` begins, counted from 0."""
-        for part in self._members():
+        """Tell target, terms and weights that epoch ``epoch`` of ``max_epochs`` begins, counted from 0."""
+        for part in self._told():
             part.on_epoch(epoch, max_epochs)
+
+    def on_step(self, step: int, max_steps: int) -> None:
+        """Tell target, terms and weights that step ``step`` of ``max_steps`` begins, counted from 0."""
+        for part in self._told():
+            part.on_step(step, max_steps)
+
+    @property
+    def wants_validation_logits(self) -> bool:
+        """Whether a term learns from :meth:`on_validation_batch`."""
+        return any(term.wants_validation_logits for _, term in self._terms())
+
+    def on_validation_batch(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> None:
+        """Show the terms a batch of a validation; :meth:`on_validation` ends it. Arguments as :meth:`forward`."""
+        with torch.no_grad():
+            logits, soft_target, context = self._prepared(logits, target, context)
+            for _, term in self._terms():
+                if term.wants_validation_logits:
+                    term.on_validation_batch(logits, soft_target, context=_only(context, term.needs))
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Tell target and terms the numbers of a validation."""
@@ -130,6 +159,12 @@ class CompoundLoss(nn.Module):
 
     def _terms(self) -> Iterable[tuple[str, Term]]:
         return cast("Iterable[tuple[str, Term]]", self.parts.items())
+
+    def _levels(self) -> Iterable[tuple[str, Level]]:
+        return cast("Iterable[tuple[str, Level]]", self.levels.items())
+
+    def _told(self) -> list[Target | Term | Level]:
+        return [*self._members(), *(level for _, level in self._levels())]
 
     def _members(self) -> list[Target | Term]:
         return [self.target, *(term for _, term in self._terms())]
@@ -144,9 +179,6 @@ class CompoundLoss(nn.Module):
                     f"Call the loss with context={{{name!r}: ...}}."
                 )
         return given
-
-    def extra_repr(self) -> str:
-        return f"weights={self.weights}"
 
 
 def _only(context: Mapping[str, Any], needs: tuple[str, ...]) -> dict[str, Any]:

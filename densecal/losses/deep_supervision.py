@@ -100,6 +100,21 @@ class DeepSupervisionLoss(nn.Module):
         if hasattr(self.loss, "on_epoch"):
             self.loss.on_epoch(epoch, max_epochs)  # type: ignore[operator]
 
+    def on_step(self, step: int, max_steps: int) -> None:
+        """Forwarded to the loss."""
+        if hasattr(self.loss, "on_step"):
+            self.loss.on_step(step, max_steps)  # type: ignore[operator]
+
+    @property
+    def wants_validation_logits(self) -> bool:
+        """Whether the loss learns from :meth:`on_validation_batch`."""
+        return bool(getattr(self.loss, "wants_validation_logits", False))
+
+    def on_validation_batch(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> None:
+        """Forwarded to the loss: validation has one resolution."""
+        if self.wants_validation_logits:
+            self.loss.on_validation_batch(logits, target, context=context)  # type: ignore[operator]
+
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Forwarded to the loss."""
         if hasattr(self.loss, "on_validation"):

@@ -13,6 +13,7 @@ from densecal.ops.activation import Activation
 from densecal.ops.neighbourhood import Border
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
+from densecal.schedules import Schedule
 from densecal.targets.label_smoothing import LabelSmoothingTarget
 from densecal.targets.neighbour_proportions import Neighbours, Unit
 from densecal.targets.one_hot import OneHotTarget
@@ -59,7 +60,7 @@ class LabelSmoothingLoss(CompoundLoss):
     """Cross-entropy with label smoothing; equal to PyTorch's ``label_smoothing``, class weights included.
 
     Args:
-        smoothing: Share given away, in [0, 1].
+        smoothing: Share given away, in [0, 1], or a schedule of it.
         spread: To ``"all"`` classes (PyTorch) or to the ``"others"``.
         activation: ``"softmax"`` or ``"sigmoid"``.
         class_weights: One weight per class.
@@ -76,7 +77,7 @@ class LabelSmoothingLoss(CompoundLoss):
     def __init__(
         self,
         *,
-        smoothing: float = 0.1,
+        smoothing: float | Schedule = 0.1,
         spread: Literal["all", "others"] = "all",
         activation: Activation = "softmax",
         class_weights: Sequence[float] | Tensor | None = None,
@@ -128,7 +129,7 @@ class NACLLoss(CompoundLoss):
     """Cross-entropy plus the neighbour-aware penalty on the logits (Murugesan et al., MICCAI 2023).
 
     Args:
-        weight: Weight of the penalty, >= 0.
+        weight: Weight of the penalty, >= 0, or a schedule of it.
         distance: ``"l1"`` or ``"l2"`` (squared).
         acts_on: Penalise the ``"logits"`` or the ``"probs"``.
         kernel: Window of the class shares, any of :class:`densecal.terms.NeighbourPenalty`; those that follow the image need the side input ``image``.
@@ -171,7 +172,7 @@ class NACLLoss(CompoundLoss):
         alpha: float | None = None,
         sigma: float | Sequence[float] = 1.0,
         *,
-        weight: float = 0.1,
+        weight: float | Schedule = 0.1,
         distance: Literal["l1", "l2"] = "l1",
         acts_on: Literal["logits", "probs"] = "logits",
         kernel: Neighbours = "mean",
@@ -232,8 +233,8 @@ class DiceCELoss(CompoundLoss):
     """Cross-entropy plus soft Dice, the usual medical baseline, in the form that is right for soft labels too.
 
     Args:
-        weight_ce: Weight of the cross-entropy, >= 0.
-        weight_dice: Weight of the Dice part, >= 0.
+        weight_ce: Weight of the cross-entropy, >= 0, or a schedule of it.
+        weight_dice: Weight of the Dice part, >= 0, or a schedule of it.
         smooth: Added above and below the Dice fraction, in pixels.
         batch: One Dice per class over the whole batch; False: per image, then the mean.
         include_background: Count class 0 in the Dice part.
@@ -252,8 +253,8 @@ class DiceCELoss(CompoundLoss):
     def __init__(
         self,
         *,
-        weight_ce: float = 1.0,
-        weight_dice: float = 1.0,
+        weight_ce: float | Schedule = 1.0,
+        weight_dice: float | Schedule = 1.0,
         smooth: float = 1e-3,
         batch: bool = True,
         include_background: bool = True,
@@ -279,8 +280,8 @@ class JaccardMetricLoss(CompoundLoss):
     """Cross-entropy and Jaccard metric loss in the published mix (Wang et al., NeurIPS 2023).
 
     Args:
-        weight_ce: Weight of the cross-entropy, >= 0.
-        weight_jml: Weight of the Jaccard part, >= 0.
+        weight_ce: Weight of the cross-entropy, >= 0, or a schedule of it.
+        weight_jml: Weight of the Jaccard part, >= 0, or a schedule of it.
         smooth: Added above and below the fraction, in pixels.
         gamma: Power of the Jaccard part, > 0.
         log: Take -log of the score instead of 1 minus it.
@@ -304,8 +305,8 @@ class JaccardMetricLoss(CompoundLoss):
     def __init__(
         self,
         *,
-        weight_ce: float = 0.25,
-        weight_jml: float = 0.75,
+        weight_ce: float | Schedule = 0.25,
+        weight_jml: float | Schedule = 0.75,
         smooth: float = 1e-3,
         gamma: float = 1.0,
         log: bool = False,
@@ -344,8 +345,8 @@ class DiceSemimetricLoss(CompoundLoss):
     """Cross-entropy and Dice semimetric loss in the published mix (Wang et al., MICCAI 2023).
 
     Args:
-        weight_ce: Weight of the cross-entropy, >= 0.
-        weight_dml: Weight of the Dice part, >= 0.
+        weight_ce: Weight of the cross-entropy, >= 0, or a schedule of it.
+        weight_dml: Weight of the Dice part, >= 0, or a schedule of it.
         smooth: Added above and below the fraction, in pixels.
         gamma: Power of the Dice part, > 0.
         log: Take -log of the score instead of 1 minus it.
@@ -369,8 +370,8 @@ class DiceSemimetricLoss(CompoundLoss):
     def __init__(
         self,
         *,
-        weight_ce: float = 0.25,
-        weight_dml: float = 0.75,
+        weight_ce: float | Schedule = 0.25,
+        weight_dml: float | Schedule = 0.75,
         smooth: float = 1e-3,
         gamma: float = 1.0,
         log: bool = False,

@@ -1,7 +1,8 @@
 """Numerics without ``nn.Module``: tensors and keyword options in, tensors out. No state, no device moves, no logging."""
 
-from densecal.ops.activation import Activation, probabilities
+from densecal.ops.activation import Activation, outcome_logits, probabilities
 from densecal.ops.beta_mixture import beta_mixture_posterior, fit_beta_mixture
+from densecal.ops.boundary import boundary_region
 from densecal.ops.distance import nearest_distance
 from densecal.ops.guided_neighbourhood import Similarity, guided_convolution
 from densecal.ops.neighbourhood import Border, Kernel, gaussian_kernel, mean_kernel, normalized_convolution, svls_kernel
@@ -16,12 +17,14 @@ __all__ = [
     "Reduction",
     "Similarity",
     "beta_mixture_posterior",
+    "boundary_region",
     "fit_beta_mixture",
     "gaussian_kernel",
     "guided_convolution",
     "mean_kernel",
     "nearest_distance",
     "normalized_convolution",
+    "outcome_logits",
     "overlap_sums",
     "probabilities",
     "reduce",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from densecal.checks import check_choice
 
-__all__ = ["Activation", "probabilities"]
+__all__ = ["Activation", "outcome_logits", "probabilities"]
 
 Activation: TypeAlias = Literal["softmax", "sigmoid"]
 
@@ -27,9 +28,31 @@ def probabilities(logits: Tensor, activation: Activation = "softmax") -> Tensor:
         ValueError: If ``activation`` is neither.
 
     Example:
-        >>> import torch
         >>> probabilities(torch.zeros(1, 4, 2))[0, :, 0]
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     check_choice("activation", activation, ("softmax", "sigmoid"))
     return logits.softmax(dim=1) if activation == "softmax" else logits.sigmoid()
+
+
+def outcome_logits(logits: Tensor, activation: Activation = "softmax") -> Tensor:
+    """Logits of outcomes that exclude each other, along axis 1: the classes or, under sigmoid, a region being there or not.
+
+    A sigmoid of z is the softmax of (z/2, -z/2). The pair is symmetric, so what acts on the size of logits treats both outcomes alike.
+
+    Args:
+        logits: Shape ``(N, C, *spatial)``, floating.
+        activation: ``"softmax"`` or ``"sigmoid"``.
+
+    Returns:
+        ``(N, C, *spatial)`` under softmax, ``(N, 2, C, *spatial)`` under sigmoid; its softmax over axis 1 are the probabilities.
+
+    Raises:
+        ValueError: If ``activation`` is neither.
+
+    Example:
+        >>> outcome_logits(torch.tensor([[[3.0]]]), "sigmoid")[0, :, 0, 0]
+        tensor([ 1.5000, -1.5000])
+    """
+    check_choice("activation", activation, ("softmax", "sigmoid"))
+    return logits if activation == "softmax" else torch.stack((logits / 2, -logits / 2), dim=1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from densecal.checks import check_positive
 
-__all__ = ["Bins", "accumulate_bins", "bin_edges", "bin_index"]
+__all__ = ["Bins", "accumulate_bins", "accumulate_soft_bins", "bin_edges", "bin_index"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Bins:
     """Sums of one or several rows of bins, for example one row per class.
 
     Args:
-        count: Entries per bin, ``(*rows, B)``, int64.
+        count: Entries per bin, ``(*rows, B)``, int64; float64 where entries are shared between bins.
         confidence: Sum of their confidences, same shape, float64.
         correct: Sum of what was right: 0 or 1 per entry, or the reference's share, same shape, float64.
 
@@ -170,6 +170,56 @@ def accumulate_bins(
             num_rows=num_rows,
         )
     return bins
+
+
+def accumulate_soft_bins(
+    confidence: Tensor,
+    correct: Tensor,
+    *,
+    num_bins: int,
+    row: Tensor | None = None,
+    num_rows: int = 1,
+    valid: Tensor | None = None,
+) -> Bins:
+    """:func:`accumulate_bins` where each entry is shared between the two bins whose centres it lies between, the nearer one getting more.
+
+    The share falls linearly from 1 at a bin's centre to 0 at the centres beside it: a triangular kernel. Below the first centre and above the last there
+    is one bin, which gets all. Shares are constants for the gradient.
+
+    Args:
+        confidence: In [0, 1], any shape, floating.
+        correct: Same shape, in [0, 1].
+        num_bins: Number of bins B, at least 1.
+        row: Row of each entry in [0, num_rows), int64, broadcastable to ``confidence``.
+        num_rows: Number of rows R.
+        valid: False for entries to leave out, bool, broadcastable to ``confidence``.
+
+    Returns:
+        Bins of shape ``(R, B)``, float64 sums and counts.
+
+    Raises:
+        ValueError: If ``num_bins`` is not positive, or ``correct`` has another shape than ``confidence``.
+
+    Example:
+        >>> accumulate_soft_bins(torch.tensor([0.1, 0.5, 0.6]), torch.zeros(3), num_bins=2).count  # centres 0.25 and 0.75
+        tensor([[1.8000, 1.2000]], dtype=torch.float64)
+    """
+    check_positive("num_bins", num_bins)
+    if confidence.shape != correct.shape:
+        raise ValueError(f"Expected `correct` of the shape of `confidence`, {tuple(confidence.shape)}, but got {tuple(correct.shape)}.")
+    p, q = confidence.double(), correct.double()
+    place = (p.detach() * num_bins - 0.5).clamp(0, num_bins - 1)  # in units of the bins' width, 0 at the first centre
+    lower = place.floor()
+    above = place - lower
+    slot = lower.long()
+    sums = torch.zeros(3, num_rows * num_bins, dtype=torch.float64, device=p.device)
+    for share, step in ((1.0 - above, 0), (above, 1)):
+        share = share if valid is None else torch.where(valid, share, 0.0)
+        index = (slot + step).clamp(max=num_bins - 1)  # beyond the last bin the share is 0
+        index = (index if row is None else index + row * num_bins).reshape(-1)
+        parts = torch.stack([part.reshape(-1) for part in (share, share * p, share * q)])
+        sums = sums.scatter_add(1, index.expand(3, -1), parts)
+    return Bins(*(total.view(num_rows, num_bins) for total in sums))
 
 
 _BLOCK = 1 << 16

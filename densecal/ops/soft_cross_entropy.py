@@ -43,14 +43,16 @@ def soft_cross_entropy(
     return torch.where(valid, values.sum(dim=1), 0.0)
 
 
-def uniform_cross_entropy(logits: Tensor, label_map: Tensor, valid: Tensor, *, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
+def uniform_cross_entropy(
+    logits: Tensor, label_map: Tensor, valid: Tensor, *, smoothing: float | Tensor = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """What :func:`soft_cross_entropy` gives for a label map smoothed evenly over the classes, without building the ``(N, C, *spatial)`` target.
 
     Args:
         logits: ``(N, C, *spatial)``, floating.
         label_map: ``(N, *spatial)``, int64 in [0, C), any class where not valid.
         valid: ``(N, *spatial)``, bool.
-        smoothing: Share spread over all C classes.
+        smoothing: Share spread over all C classes, a number or a 0-d tensor.
         class_weights: ``(C,)``, multiplies each class's part.
 
     Returns:
@@ -64,7 +66,7 @@ def uniform_cross_entropy(logits: Tensor, label_map: Tensor, valid: Tensor, *, s
     weights = None if class_weights is None else class_weights.to(logits.dtype)
     log_probs = F.log_softmax(logits, dim=1)
     values = F.nll_loss(log_probs, label_map, weight=weights, reduction="none")
-    if smoothing:
+    if isinstance(smoothing, Tensor) or smoothing:  # a tensor is not looked at: that would wait for the device
         if weights is not None:
             log_probs = log_probs * weights.reshape(-1, *[1] * (logits.ndim - 2))
         values = (1.0 - smoothing) * values - (smoothing / logits.shape[1]) * log_probs.sum(dim=1)

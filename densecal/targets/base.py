@@ -36,10 +36,12 @@ def smooth_evenly(one_hot: Tensor, valid: Tensor, activation: Activation, share:
 class Uniform(Recipe):
     """The same share ``smoothing`` taken from every pixel and spread over all classes; 0 is the labels themselves."""
 
-    smoothing: float = 0.0
+    smoothing: float | Tensor = 0.0
 
     def __call__(self, one_hot: Tensor, valid: Tensor, activation: Activation) -> Tensor:
-        return one_hot if self.smoothing == 0 else smooth_evenly(one_hot, valid, activation, self.smoothing)
+        if not isinstance(self.smoothing, Tensor) and self.smoothing == 0:  # a tensor is not looked at: that would wait for the device
+            return one_hot
+        return smooth_evenly(one_hot, valid, activation, self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,9 @@ class Target(nn.Module):
 
     def on_epoch(self, epoch: int, max_epochs: int) -> None:
         """Called before epoch ``epoch`` of ``max_epochs``, counted from 0."""
+
+    def on_step(self, step: int, max_steps: int) -> None:
+        """Called before step ``step`` of ``max_steps`` of the optimizer, counted from 0; again where a step takes several batches."""
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Called after validation with its numbers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -29,6 +30,8 @@ class SegmentationTask(L.LightningModule):
 
     Batches are those of :class:`densecal.data.SegmentationData`. What the loss declares in ``needs`` is taken from the batch and handed over as ``context``.
     Networks that return several resolutions while training (deep supervision) have the loss applied at each of them.
+    The loss is told of epochs, steps and validations where it has the hooks ``on_epoch``, ``on_step`` and ``on_validation``; one that
+    ``wants_validation_logits`` is shown each validation batch, with the windows' logits averaged over the volume.
 
     Logged: ``train/loss`` and ``train/loss_<term>`` for each term of a compound loss; after each validation ``val/<score>`` for everything in
     ``Evaluation.scalars()``: ``val/dice``, ``val/ece``, ``val/ece_foreground``, ``val/nll``, ...
@@ -91,7 +94,7 @@ class SegmentationTask(L.LightningModule):
         loss: nn.Module = self.loss
         if isinstance(outputs, (list, tuple)) or outputs.ndim > batch["image"].ndim:
             loss = DeepSupervisionLoss(loss, spatial_dims=self.spatial_dims)
-        context = {name: batch[name] for name in getattr(loss, "needs", ()) if name in batch}
+        context = self._context(batch)
         parts: dict[str, Tensor] = {}
         if isinstance(self.loss, CompoundLoss):
             parts = loss.terms(outputs, label, context=context)  # type: ignore[operator]
@@ -101,6 +104,9 @@ class SegmentationTask(L.LightningModule):
         if total.ndim:
             raise ValueError(f"Expected the loss to be one number, but got shape {tuple(total.shape)}. Set its reduction to mean.")
         return total, parts
+
+    def _context(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: batch[name] for name in getattr(self.loss, "needs", ()) if name in batch}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         total, parts = self.losses(self.model(batch["image"]), batch)
@@ -114,11 +120,21 @@ class SegmentationTask(L.LightningModule):
         if hasattr(self.loss, "on_epoch"):
             self.loss.on_epoch(self.current_epoch, self.trainer.max_epochs)  # type: ignore[operator]
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if hasattr(self.loss, "on_step"):
+            steps = self.trainer.estimated_stepping_batches
+            self.loss.on_step(self.trainer.global_step, int(steps) if math.isfinite(steps) else -1)  # type: ignore[operator]
+
     def on_validation_epoch_start(self) -> None:
         self.val_evaluation.reset()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.val_evaluation.update(self.window(self.model, batch["image"]), batch["label"], batch["case_index"])
+        if getattr(self.loss, "wants_validation_logits", False) and not self.trainer.sanity_checking:
+            probs, logits = self.window.with_logits(self.model, batch["image"])
+            self.loss.on_validation_batch(logits, batch["label"], context=self._context(batch))  # type: ignore[operator]
+        else:
+            probs = self.window(self.model, batch["image"])
+        self.val_evaluation.update(probs, batch["label"], batch["case_index"])
 
     def on_validation_epoch_end(self) -> None:
         result: Evaluation = self.val_evaluation.compute()

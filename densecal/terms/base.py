@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from densecal.checks import check_choice
+from densecal.ops.activation import outcome_logits
 from densecal.ops.reduction import REDUCTIONS, Reduction, reduce
 from densecal.targets.base import SoftTarget
 
-__all__ = ["PixelTerm", "Term"]
+__all__ = ["PixelPenalty", "PixelTerm", "Term"]
 
 
 class Term(nn.Module):
@@ -26,6 +27,8 @@ class Term(nn.Module):
     """
 
     needs: tuple[str, ...] = ()
+    wants_validation_logits: bool = False
+    """Whether :meth:`on_validation_batch` does anything, so that somebody has to keep the logits."""
     class_weights: Tensor | None
 
     def __init__(self, *, class_weights: Sequence[float] | Tensor | None = None) -> None:
@@ -54,6 +57,12 @@ class Term(nn.Module):
 
     def on_epoch(self, epoch: int, max_epochs: int) -> None:
         """Called before epoch ``epoch`` of ``max_epochs``, counted from 0."""
+
+    def on_step(self, step: int, max_steps: int) -> None:
+        """Called before step ``step`` of ``max_steps`` of the optimizer, counted from 0; again where a step takes several batches."""
+
+    def on_validation_batch(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> None:
+        """Called with each batch of a validation, if ``wants_validation_logits``; arguments as :meth:`forward`."""
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Called after validation with its numbers."""
@@ -86,6 +95,39 @@ class PixelTerm(Term):
         if target.activation == "sigmoid":
             count = count * target.num_classes
         return reduce(values, count, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+class PixelPenalty(Term):
+    """Base of penalties on the logits of each pixel alone. A subclass gives the formula, :meth:`per_pixel`.
+
+    Under sigmoid each channel is a choice between two outcomes with logits z/2 and -z/2 (a softmax over them is the sigmoid), and a pixel's value is the
+    mean over its channels.
+
+    Args:
+        reduction: ``"mean"`` over valid pixels, ``"sum"``, or ``"none"`` for ``(N, *spatial)``.
+
+    Raises:
+        ValueError: If ``reduction`` is unknown.
+    """
+
+    def __init__(self, *, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.reduction: Reduction = reduction
+
+    def per_pixel(self, logits: Tensor) -> Tensor:
+        """The penalty ``(N, *rest)`` of logits ``(N, K, *rest)`` of K outcomes that exclude each other."""
+        raise NotImplementedError
+
+    def forward(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Tensor:
+        values = self.per_pixel(outcome_logits(logits, target.activation))
+        if target.activation == "sigmoid":
+            values = values.mean(dim=1)
+        values = torch.where(target.valid, values, 0.0)
+        return reduce(values, target.valid.sum().to(values.dtype), self.reduction)
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"

@@ -19,6 +19,7 @@ from densecal.cli.settings import register_settings
 from densecal.data.card import card_names, load_card
 from densecal.losses import CompoundLoss
 from densecal.resources import configs_dir
+from densecal.schedules import Linear, TwoStage
 
 
 @pytest.fixture(autouse=True)
@@ -287,6 +288,59 @@ def test_build_hands_over_what_is_known_to_parts_that_do_not_say():
     assert loss.parts[name].table.shape == (5, 5)
     loss = build(composed("loss=compound", f"term=[{name}]", f"loss.terms.{name}.term.num_classes=4").loss, "loss", ignore_index=7, num_classes=5)
     assert loss.parts[name].table.shape == (4, 4)
+
+
+def test_build_tells_a_term_the_number_of_classes():
+    """It cannot do without; what has a default of its own is left alone."""
+    composition = composed("loss=compound", "target=one_hot", "term=[ce,crac]", "loss.terms.crac.weight=${loss.terms.ce.weight}").loss
+    loss = build(composition, "loss", ignore_index=7, num_classes=3)
+    assert loss.parts["crac"].multiplier.shape == (2, 3)
+    assert loss.weights == {"ce": 1.0, "crac": 1.0}
+    assert "num_classes" not in composition.terms.crac.term
+    given = composed("loss=compound", "target=one_hot", "term=[crac]", "loss.terms.crac.term.num_classes=5").loss
+    assert build(given, "loss", num_classes=3).parts["crac"].num_classes == 5
+
+
+LINEAR = "{_target_:densecal.schedules.Linear,start:0.1,end:0.2}"
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "schedule"),
+    [
+        (["loss=maxsup"], "maxsup", Linear(0.1, 0.2)),
+        (["loss=maxsup", "loss.weight.end=0.3"], "maxsup", Linear(0.1, 0.3)),
+        (["loss=maxsup", "loss.weight=0.2"], "maxsup", None),
+        (["loss=maxsup", "~loss.weight", "+loss.weight={_target_:densecal.schedules.TwoStage,first:0,second:0.1}"], "maxsup", TwoStage(0, 0.1)),
+        (["loss=nacl", f"loss.weight={LINEAR}"], "neighbour", Linear(0.1, 0.2)),
+        (["loss=compound", "target=one_hot", "term=[ce,dml]", f"loss.terms.dml.weight={LINEAR}"], "dml", Linear(0.1, 0.2)),
+    ],
+    ids=["config", "part-of-it", "number-instead", "another", "instead-of-a-number", "in-a-composition"],
+)
+def test_weight_is_a_number_or_a_schedule(line, name, schedule):
+    loss = build(composed(*line).loss, "loss", ignore_index=7)
+    assert loss.levels[name].schedule == schedule
+    assert float(loss.weights[name]) == pytest.approx(0.2 if schedule is None else schedule(0, 1))
+
+
+def test_smoothing_is_a_number_or_a_schedule():
+    loss = build(composed("loss=label_smoothing", "loss.smoothing={_target_:densecal.schedules.TwoStage,first:0.1,second:0.0}").loss, "loss")
+    assert loss.target.level.schedule == TwoStage(0.1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("loss.weight=heavy", r"loss\.weight: expected float \| densecal\.schedules\.Schedule, but got 'heavy'"),
+        (
+            "loss.weight={_target_:densecal.schedules.Linear,start:0.1,stop:0.2}",
+            r"loss\.weight\.stop: densecal\.schedules\.Linear has no such argument",
+        ),
+        ("loss.weight={_target_:densecal.schedules.Linear,start:0.1,end:high}", r"loss\.weight\.end: expected float, but got 'high'"),
+    ],
+)
+def test_wrong_schedule_is_refused(setting, message):
+    with pytest.raises(CommandError, match=message):
+        prepare_arguments(["loss=nacl", setting], "train")
 
 
 def test_build_gives_plain_lists(own_module):

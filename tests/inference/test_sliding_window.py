@@ -285,3 +285,21 @@ def test_window_refuses_what_it_cannot_do(arguments, match):
 def test_window_refuses_a_volume_of_other_dimensions():
     with pytest.raises(ValueError, match=r"3 spatial dim.*\(1, 1, 8, 8\)"):
         SlidingWindow((8, 8, 8))(nn.Conv2d(1, 2, 1), torch.zeros(1, 1, 8, 8))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blending", ["constant", "gaussian"])
+def test_logits_of_a_volume_are_averaged_beside_the_probabilities(blending):
+    model = Opinionated(1, 3).eval()
+    image = noise(1, 1, 12, 8, 5)  # two windows along one axis, padding along another
+    window = SlidingWindow((8, 8, 8), blending=blending)
+    probs, logits = window.with_logits(model, image)
+    assert torch.equal(probs, window(model, image))
+    assert logits.shape == probs.shape
+    padded = nn.functional.pad(image, (2, 1))
+    first, second = (model(padded[..., a : a + 8, :, :])[..., 2:-1] for a in (0, 4))
+    torch.testing.assert_close(logits[..., :4, :, :], first[..., :4, :, :], atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits[..., 8:, :, :], second[..., 4:, :, :], atol=1e-5, rtol=0)
+    if blending == "constant":
+        torch.testing.assert_close(logits[..., 4:8, :, :], (first[..., 4:, :, :] + second[..., :4, :, :]) / 2, atol=1e-5, rtol=0)
+    assert (logits.softmax(1) - probs).abs().max() > 0.01  # the windows disagree

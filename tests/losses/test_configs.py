@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from densecal.cli.configuration import CommandError, build
 from densecal.registry import LOSSES, TARGETS, TERMS
 
 hydra = pytest.importorskip("hydra")
@@ -28,6 +29,11 @@ def test_config_equals_the_constructor(path: Path):
         assert set(config) == {"weight", "term"}
         config = config["term"]
     target = hydra.utils.get_object(config.pop("_target_"))
+    for name, node in config.items():
+        if isinstance(node, dict):  # a schedule: all its arguments, too
+            listed = set(node) - {"_target_"}
+            config[name] = hydra.utils.instantiate(node)
+            assert listed == set(inspect.signature(type(config[name])).parameters), name
     assert target is GROUPS[path.parent.name][path.stem]
     parameters = {name: p.default for name, p in inspect.signature(target).parameters.items() if name not in INJECTED | ALIASES.get(path.stem, set())}
     assert config == parameters
@@ -48,8 +54,7 @@ def compose(tmp_path):
     def run(*overrides):
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
             config = hydra.compose("primary", [*overrides, f"hydra.searchpath=[file://{ROOT / 'configs'}]"])
-        known = accepted(config.loss["_target_"], ignore_index=255, num_classes=3)
-        return hydra.utils.instantiate(config.loss, **known, _convert_="all")
+        return build(config.loss, "loss", ignore_index=255, num_classes=3)
 
     return run
 
@@ -69,5 +74,5 @@ def test_any_target_with_any_terms(compose):
 
 
 def test_preset_with_another_target_is_refused(compose):
-    with pytest.raises(hydra.errors.HydraException):
+    with pytest.raises(CommandError, match="unexpected keyword argument 'target'"):
         compose("loss=svls", "+target=label_smoothing")

@@ -12,9 +12,12 @@ from torch.utils.data import DataLoader
 
 from densecal.inference import SlidingWindow
 from densecal.labels import LabelSchema
-from densecal.losses import CrossEntropyLoss, DeepSupervisionLoss, DiceCELoss, NACLLoss, SVLSLoss
+from densecal.losses import CompoundLoss, CRaCLoss, CrossEntropyLoss, DeepSupervisionLoss, DiceCELoss, NACLLoss, SVLSLoss
 from densecal.metrics import SegmentationEvaluation
+from densecal.schedules import Linear
+from densecal.targets import OneHotTarget
 from densecal.tasks import SegmentationTask
+from densecal.terms import CrossEntropy, DiceSemimetric
 
 SCHEMA = LabelSchema(["background", "left", "right"])
 PATCH = (8, 8, 8)
@@ -218,3 +221,88 @@ def test_losses_with_state_are_trained_and_told_of_epochs():
     assert len(loss.scores) == 2
     assert loss.scale.item() < 1
     assert "loss.scale" in task.state_dict()
+
+
+class Weights(L.Callback):
+    """The scheduled weights that each batch was trained with."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, task, *_):
+        self.seen.append({name: round(float(weight), 6) for name, weight in task.loss.weights.items()})
+
+
+def scheduled() -> SegmentationTask:
+    terms = {
+        "ce": {"weight": Linear(1.0, 0.0, by="step"), "term": CrossEntropy()},
+        "dml": {"weight": Linear(0.0, 1.0), "term": DiceSemimetric()},
+    }
+    return make_task(CompoundLoss(OneHotTarget(), terms), optimizer=partial(torch.optim.SGD, lr=0.01))
+
+
+def test_resumed_run_goes_on_with_the_schedules(tmp_path):
+    batches, whole, before, after = [make_batch()] * 2, Weights(), Weights(), Weights()
+    make_trainer(max_epochs=3, callbacks=[whole]).fit(scheduled(), loader(*batches))
+    assert whole.seen == [{"ce": round(1 - step / 5, 6), "dml": step // 2 / 2} for step in range(6)]
+
+    class Cut(L.Callback):
+        def on_train_epoch_end(self, trainer, task):
+            if trainer.current_epoch == 1:
+                trainer.save_checkpoint(tmp_path / "two.ckpt")
+                trainer.should_stop = True
+
+    make_trainer(max_epochs=3, callbacks=[before, Cut()], enable_checkpointing=True, default_root_dir=tmp_path).fit(scheduled(), loader(*batches))
+    state = torch.load(tmp_path / "two.ckpt", weights_only=True)["state_dict"]
+    assert state["loss.levels.ce.value"].item() == pytest.approx(1 - 3 / 5)
+    assert state["loss.levels.dml.value"].item() == 0.5
+    task = scheduled()
+    make_trainer(max_epochs=3, callbacks=[after]).fit(task, loader(*batches), ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    assert before.seen + after.seen == whole.seen
+
+
+def test_accumulated_batches_share_a_step():
+    weights = Weights()
+    make_trainer(max_epochs=2, callbacks=[weights], accumulate_grad_batches=2).fit(scheduled(), loader(*[make_batch()] * 4))
+    assert [seen["ce"] for seen in weights.seen] == pytest.approx([1, 1, 2 / 3, 2 / 3, 1 / 3, 1 / 3, 0, 0], abs=1e-5)
+
+
+def test_schedule_by_epoch_needs_a_number_of_epochs():
+    with pytest.raises(ValueError, match=r"Set `trainer\.max_epochs`"):
+        make_trainer(max_epochs=-1, max_steps=3).fit(scheduled(), loader(make_batch()))
+
+
+def crac() -> SegmentationTask:
+    return make_task(CRaCLoss(num_classes=3, margin=2.0), optimizer=partial(torch.optim.SGD, lr=0.1))
+
+
+def test_validation_logits_set_the_multipliers():
+    """With one window per volume the windows' logits are the network's."""
+    task, train, val = crac(), make_batch(), [make_batch(1), make_batch(2)]
+    val[1]["case_index"] += 1
+    make_trainer(max_epochs=1, num_sanity_val_steps=1).fit(task, loader(train), loader(*val))
+    expected = CRaCLoss(num_classes=3, margin=2.0)
+    with torch.no_grad():
+        for batch in val:
+            expected.on_validation_batch(task(batch["image"]), batch["label"])
+    expected.on_validation({})
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(task.loss.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+    assert task.loss.parts["crac"].updates == 1
+    assert "val/dice" in task.trainer.callback_metrics
+
+
+def test_resumed_run_goes_on_with_the_multipliers(tmp_path):
+    def fit(task, epochs, **options):
+        trainer = make_trainer(max_epochs=epochs)
+        trainer.fit(task, loader(make_batch()), loader(make_batch(1)), **options)
+        return trainer
+
+    whole, first, second = crac(), crac(), crac()
+    fit(whole, 4)
+    fit(first, 2).save_checkpoint(tmp_path / "two.ckpt")
+    fit(second, 4, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    assert (whole.loss.parts["crac"].multiplier[0] > 1e-3).all()  # of the boundary: the labels are noise
+    assert whole.loss.parts["crac"].updates == 4
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, rtol=0, atol=0)
