@@ -2,7 +2,7 @@
 
 from densecal.ops.activation import Activation, outcome_logits, probabilities
 from densecal.ops.beta_mixture import beta_mixture_posterior, fit_beta_mixture
-from densecal.ops.boundary import boundary_region
+from densecal.ops.boundary import boundary_region, window_maximum
 from densecal.ops.distance import nearest_distance
 from densecal.ops.guided_neighbourhood import Similarity, guided_convolution
 from densecal.ops.neighbourhood import Border, Kernel, gaussian_kernel, mean_kernel, normalized_convolution, svls_kernel
@@ -32,4 +32,5 @@ __all__ = [
     "svls_kernel",
     "tversky_score",
     "uniform_cross_entropy",
+    "window_maximum",
 ]

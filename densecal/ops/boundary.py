@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from densecal.checks import check_odd, per_axis
 
-__all__ = ["boundary_region"]
+__all__ = ["boundary_region", "window_maximum"]
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
@@ -35,14 +35,31 @@ def boundary_region(labels: Tensor, valid: Tensor, *, kernel_size: int | Sequenc
         >>> boundary_region(torch.tensor([[[0.0, 0.0, 2.0, 2.0, 1.0]]]), torch.tensor([[True, True, True, True, False]]))
         tensor([[[False,  True,  True, False, False]]])
     """
-    spatial_dims = labels.ndim - 2
+    mask = valid.unsqueeze(1)
+    lowest = torch.finfo(labels.dtype).min
+    largest, minus_smallest = (window_maximum(torch.where(mask, values, lowest), kernel_size) for values in (labels, -labels))
+    return (largest != -minus_smallest) & mask
+
+
+def window_maximum(values: Tensor, kernel_size: int | Sequence[int]) -> Tensor:
+    """Largest value in the window around each pixel, channel by channel; the outside of the image takes no part.
+
+    Args:
+        values: ``(N, channels, *spatial)``, floating, 1 to 3 spatial dims.
+        kernel_size: Odd side of the window per axis, in pixels.
+
+    Returns:
+        Of the same shape.
+
+    Raises:
+        ValueError: If ``kernel_size`` is even or has not one side per axis.
+
+    Example:
+        >>> window_maximum(torch.tensor([[[0.0, 1.0, 0.0, 0.0]]]), 3)
+        tensor([[[1., 1., 1., 0.]]])
+    """
+    spatial_dims = values.ndim - 2
     sides = per_axis("kernel_size", kernel_size, spatial_dims)
     for side in sides:
         check_odd("kernel_size", side)
-    mask = valid.unsqueeze(1)
-    lowest = torch.finfo(labels.dtype).min
-
-    def largest(values: Tensor) -> Tensor:
-        return _MAX_POOL[spatial_dims](torch.where(mask, values, lowest), sides, 1, [side // 2 for side in sides])
-
-    return (largest(labels) != -largest(-labels)) & mask
+    return _MAX_POOL[spatial_dims](values, sides, 1, [side // 2 for side in sides])

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from densecal.checks import check_odd, per_axis
+from densecal.checks import check_odd
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.ops.activation import Activation
+from densecal.ops.boundary import boundary_region, window_maximum
 from densecal.registry import TARGETS
 from densecal.targets.base import Recipe, SoftTarget, Target, smooth_evenly
 from densecal.targets.one_hot import make_target
@@ -47,17 +47,9 @@ def boundary_mask(one_hot: Tensor, valid: Tensor, *, kernel_size: int | Sequence
         >>> boundary_mask(one_hot, torch.tensor([[True, True, True, True, False]]))[0, 0]
         tensor([False,  True,  True, False, False])
     """
-    spatial_dims = one_hot.ndim - 2
-    sides = per_axis("kernel_size", kernel_size, spatial_dims)
-    for side in sides:
-        check_odd("kernel_size", side)
     labels = (one_hot.argmax(dim=1, keepdim=True) if activation == "softmax" else one_hot > 0.5).to(torch.float32)
-    channels = labels.shape[1]
-    # One pass finds largest label, minus the smallest, and whether a pixel is ignored. Pooling pads with -inf, so the outside never wins.
-    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[spatial_dims - 1]
-    stacked = torch.cat([labels, -labels, (~valid).unsqueeze(1).to(labels.dtype)], dim=1)
-    largest, minus_smallest, ignored = pool(stacked, sides, stride=1, padding=[side // 2 for side in sides]).split([channels, channels, 1], dim=1)
-    return (largest + minus_smallest > 0) & (ignored == 0)
+    near_ignored = window_maximum((~valid).unsqueeze(1).to(labels.dtype), kernel_size) > 0
+    return boundary_region(labels, valid, kernel_size=kernel_size) & ~near_ignored
 
 
 @dataclass(frozen=True)
