@@ -150,7 +150,7 @@ def test_single_foreground_channel(name):
     logits = torch.randn(2, 1, 5, 7, requires_grad=True)
     label_map = torch.randint(0, 2, (2, 5, 7))
     label_map[0, :2] = -100
-    loss = make_loss(name, activation="sigmoid")
+    loss = make_loss(name, activation="sigmoid", num_classes=1)
     value = evaluate(loss, logits, label_map)
     value.backward()
     assert logits.grad is not None
