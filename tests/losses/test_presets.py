@@ -145,6 +145,45 @@ def test_compiles_into_one_graph(name, form):
     torch.testing.assert_close(b.grad, a.grad)
 
 
+@pytest.mark.slow
+def test_inductor_compiles_to_the_same_numbers():
+    torch._dynamo.reset()
+    case = make_case((8, 9), dtype=torch.float32)
+    loss = SVLSLoss()
+    a, b = case.logits.clone().requires_grad_(), case.logits.clone().requires_grad_()
+    expected, value = loss(a, case.label_map), torch.compile(loss, fullgraph=True)(b, case.label_map)
+    expected.backward()
+    value.backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(b.grad, a.grad)
+
+
+@each_preset
+def test_a_volume_repeated_along_depth_is_its_slice(name):
+    """Windows included: the shares of a box or a Gaussian do not change along an axis where the labels do not. SVLS's centre holds one half in any dimension."""
+    if name == "svls":
+        pytest.skip("its centre holds one half of a larger window, too")
+    case = make_case((5, 6))
+    loss = make_loss(name)
+    logits, label_map = (tensor.unsqueeze(2 if tensor.ndim == 4 else 1) for tensor in (case.logits, case.label_map))
+    volume = evaluate(loss, logits.repeat_interleave(3, 2), label_map.repeat_interleave(3, 1))
+    # The smoothing of an overlap's fraction is in pixels, of which a volume has more.
+    torch.testing.assert_close(volume, evaluate(loss, case.logits, case.label_map), rtol=1e-3, atol=1e-4)
+
+
+@each_preset
+def test_monais_deep_supervision_goes_around_it(name):
+    monai_losses = pytest.importorskip("monai.losses")
+    case = make_case((8, 8), dtype=torch.float32)
+    loss = make_loss(name)
+    levels = [case.logits.requires_grad_(), case.logits.detach()[..., ::2, ::2].contiguous().requires_grad_()]
+    value = monai_losses.DeepSupervisionLoss(loss, weights=[1.0, 0.5])(levels, case.label_map.unsqueeze(1).float())
+    value.backward()
+    small = torch.nn.functional.interpolate(case.label_map.unsqueeze(1).float(), size=(4, 4), mode="nearest-exact")
+    torch.testing.assert_close(value, loss(levels[0], case.label_map) + 0.5 * loss(levels[1], small))
+    assert all(level.grad is not None and level.grad.any() for level in levels)
+
+
 @with_activation
 def test_single_foreground_channel(name):
     logits = torch.randn(2, 1, 5, 7, requires_grad=True)
