@@ -137,7 +137,7 @@ def _items(node: DictConfig) -> list[tuple[str, Any]]:
 
 
 def _settings(node: DictConfig) -> str:
-    """``Name (key value, ...)``, nested objects by their names."""
+    """``Name (key value, ...)``, of nested objects too; terms by their names and weights."""
     words = [f"{key} {_spell(value)}" for key, value in _items(node) if not key.startswith("_") and value is not None]
     return _name(node) + (f" ({', '.join(words)})" if words else "")
 
@@ -145,8 +145,8 @@ def _settings(node: DictConfig) -> str:
 def _spell(value: Any) -> str:
     if isinstance(value, DictConfig):
         if "_target_" in value:
-            return _name(value)
-        return " + ".join(f"{item.weight:g} {key}" if isinstance(item, DictConfig) and "weight" in item else key for key, item in _items(value))
+            return _settings(value)
+        return " + ".join(f"{_spell(item.weight)} {key}" if isinstance(item, DictConfig) and "weight" in item else key for key, item in _items(value))
     if isinstance(value, float):
         return f"{value:g}"
     return str(list(value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

@@ -143,6 +143,22 @@ def test_killed_run_resumes_to_the_same_numbers(moment, blobs, uninterrupted, tm
     ]
 
 
+def test_killed_run_of_losses_that_learn_resumes_to_the_same_numbers(blobs, tmp_path):
+    """Multipliers set by validation, a table of soft labels, a mixture over losses, a weight that follows a schedule."""
+    learning = [
+        "loss=compound",
+        "target=one_hot",
+        "term=[ce,crac,online_label_smoothing,bootstrapped]",
+        "loss.terms.ce.weight={_target_:densecal.schedules.Linear,start:0.5,end:1.0}",
+    ]
+    log = tmp_path / "log.txt"
+    assert run_command("train", settings(blobs, tmp_path / "whole", *learning), log) == 0, log.read_text()
+    assert run_command("train", settings(blobs, tmp_path / "cut", *learning), log, die_in="training") == -signal.SIGKILL, log.read_text()
+    assert run_command("train", [f"resume={the_run(tmp_path / 'cut')}"], log) == 0, log.read_text()
+    assert scores(the_run(tmp_path / "cut")) == scores(the_run(tmp_path / "whole"))
+    assert "Linear (start 0.5, end 1) ce + 1 crac" in (the_run(tmp_path / "cut") / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_killed_run_on_real_volumes_resumes_to_the_same_numbers(hippocampus, tmp_path):
     """Killed at every moment in turn, in one run: in a step, in validation, in the writing of each checkpoint."""
