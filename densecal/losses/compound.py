@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from densecal.checks import check_logits, plain
-from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.registry import LOSSES, near_matches
 from densecal.schedules import Level
 from densecal.targets.base import SoftTarget, Target
@@ -66,13 +65,7 @@ class CompoundLoss(nn.Module):
             self.levels[name] = Level(f"terms.{name}.weight", entry.get("weight", 1.0))
             self.parts[name] = term
         if ignore_index is not None:
-            for module in target.modules():
-                if isinstance(module, Target):
-                    if module.ignore_index not in (DEFAULT_IGNORE_INDEX, ignore_index):
-                        raise ValueError(
-                            f"Expected one label to ignore, but the target ignores {module.ignore_index} and the loss {ignore_index}. Give it to one of them."
-                        )
-                    module.ignore_index = ignore_index
+            target.take_ignore_index(ignore_index, "the target", "the loss")
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(name for part in self._members() for name in part.needs))
 
     @property

@@ -158,6 +158,25 @@ class Target(nn.Module):
         """
         raise NotImplementedError
 
+    def take_ignore_index(self, ignore_index: int, name: str, giver: str) -> None:
+        """Ignore the label that a part around this target ignores, in targets inside of it too.
+
+        Args:
+            ignore_index: The label.
+            name: What this target is called in the error text.
+            giver: What the part around it is called there.
+
+        Raises:
+            ValueError: If a target was told to ignore another label.
+        """
+        for module in self.modules():
+            if isinstance(module, Target):
+                if module.ignore_index not in (DEFAULT_IGNORE_INDEX, ignore_index):
+                    raise ValueError(
+                        f"Expected one label to ignore, but {name} ignores {module.ignore_index} and {giver} {ignore_index}. Give it to one of them."
+                    )
+                module.ignore_index = ignore_index
+
     def on_epoch(self, epoch: int, max_epochs: int) -> None:
         """Called before epoch ``epoch`` of ``max_epochs``, counted from 0."""
 

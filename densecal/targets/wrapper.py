@@ -45,13 +45,7 @@ class WrapperTarget(Target):
             raise TypeError(f"Expected `label_target` to be a densecal.targets.Target or None, but got {type(label_target).__name__}.")
         if label_target.activation != activation:
             raise ValueError(f"Expected `label_target` with activation={activation!r}, as the target around it, but got {label_target.activation!r}.")
-        for module in label_target.modules():
-            if isinstance(module, Target):
-                if module.ignore_index not in (DEFAULT_IGNORE_INDEX, ignore_index):
-                    raise ValueError(
-                        f"Expected one label to ignore, but `label_target` ignores {module.ignore_index} and the target around it {ignore_index}."
-                    )
-                module.ignore_index = ignore_index
+        label_target.take_ignore_index(ignore_index, "`label_target`", "the target around it")
         self.label_target = label_target
         self.needs = tuple(dict.fromkeys((*needs, *label_target.needs)))
 
@@ -71,6 +65,10 @@ class WrapperTarget(Target):
     def on_epoch(self, epoch: int, max_epochs: int) -> None:
         """Forwarded to ``label_target``."""
         self.label_target.on_epoch(epoch, max_epochs)
+
+    def on_step(self, step: int, max_steps: int) -> None:
+        """Forwarded to ``label_target``."""
+        self.label_target.on_step(step, max_steps)
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Forwarded to ``label_target``."""

@@ -7,7 +7,16 @@ import torch
 from cases import each_dimension, make_case
 
 from densecal.losses import CompoundLoss, CrossEntropyLoss, DeepSupervisionLoss
-from densecal.targets import BoundarySmoothingTarget, SVLSTarget, TeacherTarget, one_hot_target, svls_target, teacher_probabilities
+from densecal.schedules import Linear
+from densecal.targets import (
+    BoundarySmoothingTarget,
+    LabelSmoothingTarget,
+    SVLSTarget,
+    TeacherTarget,
+    one_hot_target,
+    svls_target,
+    teacher_probabilities,
+)
 from densecal.terms import CrossEntropy
 
 
@@ -110,3 +119,11 @@ def test_compiles_into_one_graph_and_follows_the_resolution():
 def test_wrong_inputs_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("by", ["epoch", "step"])
+def test_schedules_of_the_target_inside_go_on(by):
+    inside = LabelSmoothingTarget(smoothing=Linear(0.0, 0.4, by=by))
+    loss = CompoundLoss(TeacherTarget(label_target=inside), {"ce": {"weight": 1.0, "term": CrossEntropy()}})
+    getattr(loss, f"on_{by}")(2, 5)
+    assert inside.level.value.item() == pytest.approx(0.2)
