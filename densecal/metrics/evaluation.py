@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -86,6 +86,11 @@ class Evaluation:
         foreground: Classes that foreground means run over.
         num_bins: Number of bins B.
         foreground_radius: Radius of the region ``"foreground"``, in voxels.
+        intervals: Lowest and highest plausible value of the numbers in :meth:`scalars` and ``mean``, by the same key: 95 % bootstrap intervals over cases.
+        case_bins: Top-label bins of each case, region -> :class:`densecal.ops.binning.Bins` ``(cases, B)``, in the order of ``cases``.
+        curves: What is drawn as a line: ``"risk_coverage"`` and ``"risk_coverage_foreground"`` (``coverage``, ``risk``, ``best_risk``: the lowest risk that an
+            order of the voxels could have) and ``"boundary_distance"`` (``edges`` ``[D + 1]`` in ``unit``, ``count``, ``accuracy``, ``mean_confidence``
+            ``[D]``).
     """
 
     cases: list[dict[str, Any]]
@@ -98,6 +103,9 @@ class Evaluation:
     foreground: tuple[int, ...]
     num_bins: int
     foreground_radius: int
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    case_bins: dict[str, Bins] = field(default_factory=dict)
+    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """Flat numbers for logging: overlap as the mean over cases (``dice``, ``dice/<class>``, ``iou``, ...), the rest pooled (``ece``, ``ece_foreground``,

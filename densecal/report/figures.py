@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 __all__ = ["DARK_ON_LIGHT", "REGION_TITLES", "Theme", "history_figures", "inline_svg", "png_bytes", "reliability_figure", "svg_text"]
 
-REGION_TITLES = {"all": "All voxels", "foreground": "In and near the structure"}
+REGION_TITLES = {"all": "All voxels", "foreground": "In and near the structure", "boundary": "Along boundaries"}
 
 
 @dataclass(frozen=True)
