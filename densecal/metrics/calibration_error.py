@@ -159,5 +159,6 @@ def _bins(pixels: Pixels, kind: CalibrationKind, num_bins: int) -> Bins:
     if kind == "top_label":
         confidence, _, correct = pixels.top_label()
         return accumulate_bins(confidence, correct, num_bins=num_bins, valid=pixels.valid)
-    row = torch.arange(pixels.num_classes, device=pixels.probs.device).view(1, -1, 1)
-    return accumulate_bins(pixels.probs, pixels.shares(), num_bins=num_bins, row=row, num_rows=pixels.num_classes, valid=pixels.valid.unsqueeze(1))
+    probs, shares, valid = pixels.per_class()
+    row = torch.arange(pixels.num_classes, device=probs.device).view(1, -1, 1)
+    return accumulate_bins(probs, shares, num_bins=num_bins, row=row, num_rows=pixels.num_classes, valid=valid)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from densecal.checks import plain
+from densecal.ops.activation import Activation
 from densecal.targets.one_hot import align_label, one_hot_target
 
 __all__ = ["NLL_FLOOR", "Pixels", "read_pixels"]
@@ -20,21 +21,27 @@ NLL_FLOOR = 1e-12
 class Pixels:
     """What a metric needs of a batch of N cases with P pixels each.
 
+    A sigmoid channel p is two classes, absent (1 - p) and present (p), and R overlapping regions are R such questions asked of every pixel: then there are two
+    classes and P is R times the number of pixels, one region after the other. So a binary network counts the same with one sigmoid or two softmax channels.
+
     Args:
         probs: ``(N, C, P)``, float32 or float64.
         label_map: Classes ``(N, P)``, int64, 0 where not valid; the largest share where the reference is soft.
         soft_labels: Shares ``(N, C, P)`` of a soft reference, else ``None``.
         valid: False where a pixel does not count, ``(N, P)``, bool.
+        num_regions: R for sigmoid channels, else ``None``.
     """
 
     probs: Tensor
     label_map: Tensor
     soft_labels: Tensor | None
     valid: Tensor
+    num_regions: int | None = None
 
     @property
     def num_classes(self) -> int:
-        return self.probs.shape[1]
+        """Classes C, or regions: the number of channels that came in."""
+        return self.num_regions or self.probs.shape[1]
 
     def top_label(self) -> tuple[Tensor, Tensor, Tensor]:
         """Confidence, predicted class, and the reference's share of that class (bool for hard labels), each ``(N, P)``. The first of tied classes wins."""
@@ -47,7 +54,16 @@ class Pixels:
         """The reference's share of every class, ``(N, C, P)``; bool for hard labels."""
         if self.soft_labels is not None:
             return self.soft_labels
-        return self.label_map.unsqueeze(1) == torch.arange(self.num_classes, device=self.probs.device).view(1, -1, 1)
+        return self.label_map.unsqueeze(1) == torch.arange(self.probs.shape[1], device=self.probs.device).view(1, -1, 1)
+
+    def per_class(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Probability and the reference's share of each class, or region, ``(N, K, P)`` with K of ``num_classes``, and where they count, of a shape that
+        broadcasts to it."""
+        if self.num_regions is None:
+            return self.probs, self.shares(), self.valid.unsqueeze(1)
+        shape = (len(self.probs), self.num_regions, -1)
+        present = self.label_map == 1 if self.soft_labels is None else self.soft_labels[:, 1]
+        return self.probs[:, 1].view(shape), present.reshape(shape), self.valid.view(shape)
 
     def negative_log_likelihood(self) -> Tensor:
         """Cross-entropy in nats per pixel, ``(N, P)``, 0 where not valid."""
@@ -61,15 +77,24 @@ class Pixels:
         return torch.where(self.valid, (self.probs - self.shares().to(self.probs.dtype)).square().sum(1), 0.0)
 
 
-def read_pixels(probs: Tensor, label: Tensor, mask: Tensor | None = None, *, ignore_index: int, validate_args: bool = True) -> Pixels:
+def read_pixels(
+    probs: Tensor,
+    label: Tensor,
+    mask: Tensor | None = None,
+    *,
+    ignore_index: int,
+    activation: Activation = "softmax",
+    validate_args: bool = True,
+) -> Pixels:
     """Check a batch and bring it into one form.
 
     Args:
-        probs: Probabilities ``(N, C, *spatial)``, floating, C at least 2, 1 to 3 spatial dims.
+        probs: Probabilities ``(N, C, *spatial)``, floating, 1 to 3 spatial dims; C at least 2 for exclusive classes.
         label: Label map ``(N, *spatial)`` or ``(N, 1, *spatial)``, or a soft reference ``(N, C, *spatial)``, floating. In a soft reference a pixel is
-            ignored where all its entries are 0 or any of them is ``ignore_index``.
+            ignored where any of its entries is ``ignore_index`` or, for exclusive classes, all of them are 0. For regions 0 and 1, or shares, ``(N, C, *spatial)``.
         mask: True where a pixel counts, ``(N, *spatial)``, bool. By default every pixel that is not ignored.
         ignore_index: Label of pixels to leave out.
+        activation: What made the probabilities: ``"softmax"``, exclusive classes, or ``"sigmoid"``, one or several regions that may overlap.
         validate_args: Look at the values too: probabilities in [0, 1] that sum to 1, labels that are classes. That waits for a GPU.
 
     Returns:
@@ -90,10 +115,10 @@ def read_pixels(probs: Tensor, label: Tensor, mask: Tensor | None = None, *, ign
     if not probs.is_floating_point():
         raise TypeError(f"Expected floating `probs`, but got {probs.dtype}.")
     label = align_label(label, probs)
-    if validate_args and probs.device.type != "cpu":
+    if validate_args and probs.device.type != "cpu" and activation == "softmax":
         _check_label_map(label, probs.shape[1], ignore_index)
     dtype = torch.float64 if probs.dtype == torch.float64 else torch.float32
-    target = one_hot_target(label, probs.shape[1], ignore_index=ignore_index, spatial_dims=probs.ndim - 2, dtype=dtype)
+    target = one_hot_target(label, probs.shape[1], activation=activation, ignore_index=ignore_index, spatial_dims=probs.ndim - 2, dtype=dtype)
     valid = target.valid
     if mask is not None:
         mask = plain(mask)
@@ -105,11 +130,20 @@ def read_pixels(probs: Tensor, label: Tensor, mask: Tensor | None = None, *, ign
     valid = valid.flatten(1)
     probs = probs.detach().flatten(2).to(dtype)
     if validate_args:
-        _check_probs(probs, valid)
+        _check_probs(probs, valid, exclusive=activation == "softmax")
+    if activation == "sigmoid":
+        return _regions(probs, target.one_hot.flatten(2), valid, hard=target.hard)
     if target.label_map is not None:
         return Pixels(probs, target.label_map.flatten(1), None, valid)
     soft_labels = target.one_hot.flatten(2)
     return Pixels(probs, soft_labels.argmax(1), soft_labels, valid)
+
+
+def _regions(probs: Tensor, shares: Tensor, valid: Tensor, *, hard: bool) -> Pixels:
+    """Regions ``(N, R, P)`` as pixels of two classes."""
+    present, share = probs.flatten(1), shares.flatten(1)
+    soft_labels = None if hard else torch.stack([1 - share, share], dim=1)
+    return Pixels(torch.stack([1 - present, present], dim=1), (share > 0.5).long(), soft_labels, valid.repeat(1, probs.shape[1]), probs.shape[1])
 
 
 def _check_label_map(label: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -122,15 +156,16 @@ def _check_label_map(label: Tensor, num_classes: int, ignore_index: int) -> None
             )
 
 
-def _check_probs(probs: Tensor, valid: Tensor) -> None:
+def _check_probs(probs: Tensor, valid: Tensor, *, exclusive: bool) -> None:
     counted = torch.where(valid.unsqueeze(1), probs, 1.0 / probs.shape[1])
     if not counted.numel():
         return
     low, high = (float(v) for v in counted.aminmax())
-    off = float((counted.sum(1) - 1).abs().max())
+    off = float((counted.sum(1) - 1).abs().max()) if exclusive else 0.0
     # Half precision rounds each probability by up to 4e-3 (bfloat16), so sums are held to what that allows.
     if not (low >= 0 and high <= 1 + 1e-2 and off <= 2e-2):
+        expected, repair = ("in [0, 1] that sum to 1 over axis 1", "softmax(1)") if exclusive else ("in [0, 1]", "sigmoid()")
+        sums = f" and sums off by up to {off:g}" if exclusive else ""
         raise ValueError(
-            f"Expected `probs` in [0, 1] that sum to 1 over axis 1, but got values from {low:g} to {high:g} and sums off by up to {off:g}. "
-            "Apply `softmax(1)` to logits; look for NaN in the model's output."
+            f"Expected `probs` {expected}, but got values from {low:g} to {high:g}{sums}. Apply `{repair}` to logits; look for NaN in the model's output."
         )
