@@ -2,7 +2,7 @@
 
 from densecal.ops.activation import Activation, outcome_logits, probabilities
 from densecal.ops.beta_mixture import beta_mixture_posterior, fit_beta_mixture
-from densecal.ops.boundary import boundary_region, window_maximum
+from densecal.ops.boundary import boundary_region, face_boundary, window_maximum
 from densecal.ops.distance import nearest_distance
 from densecal.ops.guided_neighbourhood import Similarity, guided_convolution
 from densecal.ops.neighbourhood import Border, Kernel, gaussian_kernel, mean_kernel, normalized_convolution, svls_kernel
@@ -18,6 +18,7 @@ __all__ = [
     "Similarity",
     "beta_mixture_posterior",
     "boundary_region",
+    "face_boundary",
     "fit_beta_mixture",
     "gaussian_kernel",
     "guided_convolution",

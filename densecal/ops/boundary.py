@@ -1,4 +1,4 @@
-"""Where labels change: pixels whose window holds another class."""
+"""Where labels change: pixels whose window, or whose neighbour, holds another class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from densecal.checks import check_odd, per_axis
 
-__all__ = ["boundary_region", "window_maximum"]
+__all__ = ["boundary_region", "face_boundary", "window_maximum"]
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
@@ -39,6 +39,34 @@ def boundary_region(labels: Tensor, valid: Tensor, *, kernel_size: int | Sequenc
     lowest = torch.finfo(labels.dtype).min
     largest, minus_smallest = (window_maximum(torch.where(mask, values, lowest), kernel_size) for values in (labels, -labels))
     return (largest != -minus_smallest) & mask
+
+
+def face_boundary(labels: Tensor, valid: Tensor) -> Tensor:
+    """Valid pixels that share a face with a valid pixel of another label, channel by channel: 2 neighbours in 1D, 4 in 2D, 6 in 3D.
+
+    Args:
+        labels: ``(N, channels, *spatial)``, any dtype.
+        valid: False where a pixel is ignored, ``(N, *spatial)``, bool.
+
+    Returns:
+        Bool, of the shape of ``labels``; False where not valid.
+
+    Example:
+        >>> face_boundary(torch.tensor([[[0, 0, 2, 2, 1]]]), torch.tensor([[True, True, True, True, False]]))
+        tensor([[[False,  True,  True, False, False]]])
+    """
+    mask = valid.unsqueeze(1)
+    boundary = torch.zeros_like(labels, dtype=torch.bool)
+    for axis in range(2, labels.ndim):
+        length = labels.shape[axis] - 1
+        if length > 0:
+            sides = [(0, length), (1, length)]
+            differs = labels.narrow(axis, *sides[0]) != labels.narrow(axis, *sides[1])
+            for side in sides:
+                differs = differs & mask.narrow(axis, *side)
+            for side in sides:
+                boundary.narrow(axis, *side).logical_or_(differs)
+    return boundary
 
 
 def window_maximum(values: Tensor, kernel_size: int | Sequence[int]) -> Tensor:

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from densecal.checks import per_axis
 
-__all__ = ["nearest_distance"]
+__all__ = ["nearest_distance", "read_spacing"]
 
 
 def nearest_distance(
@@ -49,12 +48,13 @@ def nearest_distance(
         raise ValueError(f"Expected `reach` to be 1 pixel or more per axis, but got {reach}.")
     steps = _steps(spacing, mask, dtype)
     squared = torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), math.inf)
-    for axis, (far, step) in enumerate(zip(reaches, steps, strict=True)):
-        length = squared.shape[axis + 2]
-        padded = F.pad(squared, [0, 0] * (spatial_dims - 1 - axis) + [far, far], value=math.inf)
-        for offset in range(2 * far + 1):
-            moved = padded.narrow(axis + 2, offset, length) + (step * (offset - far)) ** 2
-            squared = moved if offset == 0 else torch.minimum(squared, moved)
+    for axis, (far, step) in enumerate(zip(reaches, steps, strict=True), start=2):
+        before, length = squared, squared.shape[axis]
+        squared = before.clone()
+        for offset in range(1, min(far, length - 1) + 1):
+            for start, end in ((0, offset), (offset, 0)):  # from the left, from the right
+                moved = before.narrow(axis, start, length - offset) + (step * offset) ** 2
+                squared.narrow(axis, end, length - offset).clamp_(max=moved)
     limits = [far * step for far, step in zip(reaches, steps, strict=True)]
     limit = torch.stack(limits).amin(dim=0) if isinstance(limits[0], Tensor) else min(limits)
     # A hair more than the limit, so that rounding does not cut what lies on it.
@@ -66,9 +66,19 @@ def _steps(spacing: Tensor | Sequence[float] | None, mask: Tensor, dtype: torch.
     spatial_dims = mask.ndim - 2
     if spacing is None:
         return [1.0] * spatial_dims
-    distances = torch.as_tensor(spacing).to(device=mask.device, dtype=dtype)
+    distances = read_spacing(spacing, spatial_dims).to(device=mask.device, dtype=dtype)
+    return [step.reshape(-1, *[1] * (mask.ndim - 1)) for step in distances.unbind(-1)]
+
+
+def read_spacing(spacing: Tensor | Sequence[float], spatial_dims: int) -> Tensor:
+    """Distance between pixels as a tensor, ``(spatial_dims,)`` or ``(N, spatial_dims)``.
+
+    Raises:
+        ValueError: If it has another shape.
+    """
+    distances = torch.as_tensor(spacing)
     if distances.ndim not in (1, 2) or distances.shape[-1] != spatial_dims:
         raise ValueError(
             f"Expected `spacing` of shape ({spatial_dims},) or (N, {spatial_dims}), one distance per spatial axis, but got {tuple(distances.shape)}."
         )
-    return [step.reshape(-1, *[1] * (mask.ndim - 1)) for step in distances.unbind(-1)]
+    return distances

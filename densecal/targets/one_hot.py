@@ -171,15 +171,16 @@ def _read_label_map(label: Tensor, num_classes: int, ignore_index: int) -> tuple
             f"Soft labels have {num_classes} channels."
         )
     valid = classes != ignore_index
-    if may_look(label):
-        outside = valid & ((classes < 0) | (classes >= num_classes))
-        if bool(outside.any()):
-            found = classes[outside].unique().tolist()
+    label_map = classes if may_look(valid) and bool(valid.all()) else torch.where(valid, classes, 0)
+    if may_look(label) and label_map.numel():
+        low, high = (int(v) for v in label_map.aminmax())
+        if low < 0 or high >= num_classes:
+            found = label_map[(label_map < 0) | (label_map >= num_classes)].unique().tolist()
             raise ValueError(
                 f"Expected labels in 0 to {num_classes - 1} or ignore_index={ignore_index}, but got {found[:8]}. "
                 f"Set `ignore_index={found[-1]}` if that marks pixels without a class, or map the labels to 0 to {num_classes - 1}."
             )
-    return torch.where(valid, classes, 0), valid
+    return label_map, valid
 
 
 def _read_channels(label: Tensor, num_classes: int, activation: Activation, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from densecal.ops import binning
-from densecal.ops.binning import Bins, accumulate_bins, bin_edges, bin_index
+from densecal.ops.binning import MEASURES, Bins, accumulate_bins, bin_edges, bin_index
 
 
 def loop_over_entries(confidence, correct, row, num_rows, num_bins, valid):
@@ -115,6 +115,92 @@ def test_accumulate_bins_sums_of_many_are_exact_enough():
     confidence = torch.full((3_000_000,), 0.1)
     bins = accumulate_bins(confidence, torch.ones(3_000_000, dtype=torch.bool), num_bins=15)
     torch.testing.assert_close(bins.confidence.sum(), 3_000_000 * confidence[0].double(), rtol=1e-9, atol=0)
+
+
+def make_bins(*entries):
+    """Bins from (count, sum of confidence, sum of correct) each."""
+    count, confidence, correct = zip(*entries, strict=True)
+    return Bins(torch.tensor([count]), torch.tensor([confidence], dtype=torch.float64), torch.tensor([correct], dtype=torch.float64))
+
+
+# Ten entries: 4 of confidence 0.3, half of them right (gap 0.2); 5 of 0.9, 3 right (gap 0.3); 1 of 0.6, right (gap 0.4). The fourth bin is empty.
+BY_HAND = make_bins((4, 4 * 0.3, 2), (5, 5 * 0.9, 3), (1, 0.6, 1), (0, 0.0, 0))
+DEBIASED = (4 * (0.2**2 - 0.5 * 0.5 / 3) + 5 * (0.3**2 - 0.6 * 0.4 / 4)) / 9  # the bin of one entry is left out
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [
+        ("expected", 0.4 * 0.2 + 0.5 * 0.3 + 0.1 * 0.4),
+        ("maximum", 0.4),
+        ("average", (0.2 + 0.3 + 0.4) / 3),
+        ("root_mean_square", (0.4 * 0.2**2 + 0.5 * 0.3**2 + 0.1 * 0.4**2) ** 0.5),
+        ("signed", -0.4 * 0.2 + 0.5 * 0.3 - 0.1 * 0.4),
+        ("overconfidence", 0.5 * 0.3),
+        ("underconfidence", 0.4 * 0.2 + 0.1 * 0.4),
+        ("overconfidence_error", 0.5 * 0.9 * 0.3),
+        ("debiased_mean_square", DEBIASED),
+        ("debiased_root_mean_square", max(DEBIASED, 0) ** 0.5),
+    ],
+)
+def test_calibration_error_measures_by_hand(measure, expected):
+    torch.testing.assert_close(BY_HAND.calibration_error(measure), torch.tensor([expected], dtype=torch.float64))
+
+
+def test_calibration_error_every_measure_has_a_sentence_and_is_nan_for_nothing():
+    both = Bins(*(torch.cat([sums, torch.zeros_like(sums)]) for sums in (BY_HAND.count, BY_HAND.confidence, BY_HAND.correct)))
+    for measure, sentence in MEASURES.items():
+        assert sentence.endswith(".")
+        assert both.calibration_error(measure).isnan().tolist() == [False, True], measure
+
+
+def test_calibration_error_debiased_by_entries():
+    # Kumar et al. 2019, equation of the estimator: per bin (acc - conf)^2 - acc (1 - acc) / (n - 1), weighted by n.
+    generator = torch.Generator().manual_seed(6)
+    confidence = torch.rand(200, generator=generator, dtype=torch.float64)
+    right = torch.rand(200, generator=generator) < confidence
+    total = 0.0
+    for b in range(5):
+        inside = [(c, float(r)) for c, r in zip(confidence.tolist(), right.tolist(), strict=True) if b / 5 < c <= (b + 1) / 5]
+        n = len(inside)
+        accuracy = sum(r for _, r in inside) / n
+        total += n / 200 * ((accuracy - sum(c for c, _ in inside) / n) ** 2 - accuracy * (1 - accuracy) / (n - 1))
+    bins = accumulate_bins(confidence, right, num_bins=5)
+    assert bins.calibration_error("debiased_mean_square").item() == pytest.approx(total, abs=1e-14)
+    assert bins.calibration_error("root_mean_square").item() ** 2 > total
+
+
+def test_calibration_error_debiased_is_centred_where_the_plain_square_is_not():
+    # A calibrated model: the true error is 0. Averaged over draws the plain square is positive and the debiased one is not.
+    generator = torch.Generator().manual_seed(7)
+    confidence = torch.rand(400, 100, generator=generator, dtype=torch.float64)
+    right = torch.rand(400, 100, generator=generator) < confidence
+    row = torch.arange(400).view(-1, 1)
+    bins = accumulate_bins(confidence, right, num_bins=5, row=row, num_rows=400)
+    assert bins.calibration_error("root_mean_square").square().mean() > 7e-3  # 5 bins of 20 entries: about 1/6 / 20 each
+    assert bins.calibration_error("debiased_mean_square").mean().abs() < 1e-3
+
+
+def test_calibration_error_debiased_needs_a_bin_of_two():
+    assert make_bins((1, 0.3, 1), (1, 0.9, 0)).calibration_error("debiased_mean_square").isnan().all()
+
+
+def test_calibration_error_unknown_measure():
+    with pytest.raises(ValueError, match="Expected `measure` to be one of"):
+        BY_HAND.calibration_error("ACE")
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 65_535, 65_537, 200_001])
+def test_accumulate_bins_every_entry_counts_once_whatever_the_length(length):
+    bins = accumulate_bins(torch.full((length,), 0.3), torch.ones(length, dtype=torch.bool), num_bins=4)
+    assert bins.count.tolist() == [[0, length, 0, 0]]
+    assert bins.correct.tolist() == [[0, length, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_bin_index_rounding_beyond_the_ends_does_no_harm(dtype):
+    eps = torch.finfo(dtype).eps
+    assert bin_index(torch.tensor([-eps, 0.0, 1.0, 1 + eps], dtype=dtype), 15).tolist() == [0, 0, 14, 14]
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import each_dimension, make_case
 
-from densecal.ops import boundary_region
+from densecal.ops import boundary_region, face_boundary
 
 
 @each_dimension
@@ -35,3 +35,20 @@ def test_window_may_differ_per_axis():
     assert not boundary_region(labels, valid, kernel_size=(1, 3)).any()
     with pytest.raises(ValueError, match="Expected `kernel_size` to be odd"):
         boundary_region(labels, valid, kernel_size=2)
+
+
+@each_dimension
+def test_face_boundary_is_the_window_of_three_along_each_axis(spatial):
+    case = make_case(spatial)
+    labels = case.label_map.unsqueeze(1)
+    expected = torch.zeros_like(labels, dtype=torch.bool)
+    for axis in range(len(spatial)):
+        window = [3 if other == axis else 1 for other in range(len(spatial))]
+        expected |= boundary_region(labels.double(), case.valid, kernel_size=window)
+    assert torch.equal(face_boundary(labels, case.valid), expected)
+
+
+def test_face_boundary_corners_do_not_touch():
+    labels = torch.tensor([[[[0, 0, 0], [0, 1, 0], [0, 0, 0]]]])
+    valid = torch.ones(1, 3, 3, dtype=torch.bool)
+    assert face_boundary(labels, valid)[0, 0].int().tolist() == [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
