@@ -3,138 +3,63 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from densecal.checks import check_non_negative, check_positive, plain
+from densecal.checks import check_choice, check_non_negative, check_positive, plain
 from densecal.labels import LabelSchema
-from densecal.metrics.inputs import read_pixels
-from densecal.metrics.overlap import dice_from_counts, jaccard_from_counts, overlap_counts
-from densecal.metrics.regions import dilate
-from densecal.ops.binning import Bins, accumulate_bins, bin_edges
+from densecal.metrics.inputs import Pixels, read_pixels
+from densecal.metrics.overlap import overlap_counts
+from densecal.metrics.regions import boundary_distance, dilate
+from densecal.metrics.results import ORDERED, Evaluation, RegionSums, Settings, evaluation_of, ordered_numbers
+from densecal.metrics.selective_risk import logit_norm_score
+from densecal.metrics.surface import hausdorff_distance_95, normalized_surface_distance
+from densecal.ops.activation import Activation
+from densecal.ops.binning import Bins, accumulate_bins
+from densecal.ops.fine_bins import NUM_FINE_BINS, accumulate_fine_bins
 from densecal.ops.overlap import overlap_sums
 from densecal.registry import METRICS
+from densecal.targets.one_hot import align_label
 
-__all__ = ["DEFINITIONS", "Evaluation", "SegmentationEvaluation"]
+__all__ = ["LengthUnit", "SegmentationEvaluation"]
 
-_ALL = "over all voxels that are not ignored"
-_NEAR = "over the voxels of the reference structure and those within {foreground_radius} voxels of it (6-connected dilation in 3D, 4-connected in 2D)"
+LengthUnit: TypeAlias = Literal["voxels", "mm"]
 
-_MEASURES = {
-    "accuracy": "share of voxels whose most probable class is the reference class (for a soft reference, the mean share that it gives to that class)",
-    "ece": "top-label expected calibration error: confidence of the predicted class against accuracy in {num_bins} equal bins (lower, upper], the absolute gaps "
-    "weighted by the number of voxels",
-    "ece_classwise": "classwise (static) expected calibration error: probability of each class against its frequency in {num_bins} equal bins (lower, upper], "
-    "the absolute gaps weighted by the number of voxels, then the mean over all classes, background included",
-    "nll": "mean negative log-likelihood in nats (cross-entropy for a soft reference), probabilities below 1e-12 counted as 1e-12",
-    "brier": "mean Brier score: squared difference of probabilities and reference, summed over classes, between 0 and 2",
-}
-_OVERLAPS = {
-    "dice": ("Dice", "2 |A and B| / (|A| + |B|) of predicted and reference voxels"),
-    "iou": ("intersection over union (Jaccard index)", "|A and B| / |A or B| of predicted and reference voxels"),
-}
-_HARD = "The prediction is the most probable class, the reference its class or, if soft, the class of largest share."
-_ABSENT = "A class that a case neither has nor is predicted in has no value there and is left out of means."
-
-
-def _definitions() -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for key, (name, formula) in _OVERLAPS.items():
-        texts[key] = f"Mean {name} of the foreground classes per case, background left out, then averaged over cases: {formula}. {_HARD} {_ABSENT}"
-        texts[f"{key}/<class>"] = f"{name[0].upper()}{name[1:]} of one class per case, then averaged over cases: {formula}. {_HARD} {_ABSENT}"
-    texts["soft_dice"] = (
-        "Mean soft Dice of the foreground classes per case, then averaged over cases; only for soft references: probabilities p against shares q, "
-        "(sum p + sum q - sum |p - q|) / (sum p + sum q), which is 1 exactly where p = q (the Dice semimetric)."
-    )
-    texts["soft_dice/<class>"] = "Soft Dice (Dice semimetric) of one class per case, then averaged over cases; only for soft references."
-    for suffix, where in (("", _ALL), ("_foreground", _NEAR)):
-        for key, text in _MEASURES.items():
-            texts[f"{key}{suffix}"] = f"{text[0].upper()}{text[1:]}; pooled over all cases, {where}."
-            texts[f"case_{key}{suffix}"] = f"{text[0].upper()}{text[1:]}; of one case, {where}; in a table of means, averaged over cases."
-    return texts
-
-
-DEFINITIONS: dict[str, str] = _definitions()
-"""One sentence per number: which kind, pooled or per case, which bins, which region, background in or out. ``{num_bins}`` and ``{foreground_radius}`` are to
-be filled in; :attr:`Evaluation.definitions` has them filled in."""
-
-# Per region, the columns of a case's row; then per class.
-_REGION_COLUMNS = ("num_voxels", "accuracy", "nll", "brier", "ece", "ece_classwise")
-_CLASS_COLUMNS = ("intersection", "predicted", "reference", "soft_dice")
-
-
-@dataclass
-class Evaluation:
-    """The results, in plain Python numbers. Undefined is NaN.
-
-    Args:
-        cases: One row per case, sorted by ``case_index``: ``dice``, ``dice/<class>``, ``iou``, ``case_ece``, ``case_ece_foreground``, ...,
-            ``num_voxels``, ``voxels_reference/<class>``, ``voxels_predicted/<class>``.
-        mean: Mean over cases of every score of the rows, cases without a value left out.
-        num_defined: Number of cases behind each mean.
-        pooled: Per region ``"all"`` and ``"foreground"`` (the latter only where there is a background): ``ece_top_label``, ``ece_classwise``, ``nll``,
-            ``brier``, ``accuracy``, ``num_voxels``, over the voxels of all cases together.
-        bins: Per region and kind (``"top_label"``, ``"classwise"``): ``edges`` ``[B + 1]``, ``count``, ``mean_confidence`` and ``accuracy``, each ``[B]``
-            (classwise ``[C][B]``); NaN in empty bins.
-        definitions: Key -> one sentence.
-        class_names: Class names.
-        foreground: Classes that foreground means run over.
-        num_bins: Number of bins B.
-        foreground_radius: Radius of the region ``"foreground"``, in voxels.
-        intervals: Lowest and highest plausible value of the numbers in :meth:`scalars` and ``mean``, by the same key: 95 % bootstrap intervals over cases.
-        case_bins: Top-label bins of each case, region -> :class:`densecal.ops.binning.Bins` ``(cases, B)``, in the order of ``cases``.
-        curves: What is drawn as a line: ``"risk_coverage"`` and ``"risk_coverage_foreground"`` (``coverage``, ``risk``, ``best_risk``: the lowest risk that an
-            order of the voxels could have) and ``"boundary_distance"`` (``edges`` ``[D + 1]`` in ``unit``, ``count``, ``accuracy``, ``mean_confidence``
-            ``[D]``).
-    """
-
-    cases: list[dict[str, Any]]
-    mean: dict[str, float]
-    num_defined: dict[str, int]
-    pooled: dict[str, dict[str, float]]
-    bins: dict[str, dict[str, dict[str, list]]]
-    definitions: dict[str, str]
-    class_names: tuple[str, ...]
-    foreground: tuple[int, ...]
-    num_bins: int
-    foreground_radius: int
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    case_bins: dict[str, Bins] = field(default_factory=dict)
-    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def scalars(self) -> dict[str, float]:
-        """Flat numbers for logging: overlap as the mean over cases (``dice``, ``dice/<class>``, ``iou``, ...), the rest pooled (``ece``, ``ece_foreground``,
-        ``ece_classwise``, ``nll``, ``brier``, ``accuracy``, each also with ``_foreground``)."""
-        numbers = {key: value for key, value in self.mean.items() if not key.startswith("case_")}
-        for region, values in self.pooled.items():
-            suffix = "" if region == "all" else f"_{region}"
-            for key, value in values.items():
-                if key != "num_voxels":
-                    numbers[("ece" if key == "ece_top_label" else key) + suffix] = value
-        return numbers
+_REACH = 10
+"""How far from a boundary errors are followed, in steps of one ``boundary_unit``."""
 
 
 @METRICS.register("evaluation")
 class SegmentationEvaluation(Metric):
-    """Overlap, calibration and scoring rules of whole cases, over all voxels and near the structure, per case and pooled.
+    """Overlap, calibration and scoring rules of whole cases, over all voxels, near the structure and along boundaries, per case and pooled.
 
-    The state is a few bins and one row of numbers per case, whatever the size of the cases. Cases may be spread over ranks in any way, a rank without
+    The state is one row of numbers per case, its bins among them, whatever the size of the cases. Cases may be spread over ranks in any way, a rank without
     any included, as long as each is seen once.
 
     Args:
-        schema: Classes, background and ``ignore_index``.
+        schema: Classes, background and ``ignore_index``; for ``activation="sigmoid"`` the regions.
         num_bins: Number of equal confidence bins (lower, upper].
         foreground_radius: The region ``"foreground"`` is the reference structure and what lies within so many steps along the axes, in voxels.
+        boundary_width: The region ``"boundary"`` holds what lies closer than this to a voxel that touches another class, in ``boundary_unit``; None leaves it out.
+        boundary_unit: ``"voxels"``, or ``"mm"``, for which ``update`` needs ``spacing``.
+        detail: Measures that take longer as well, for a test and not for every validation: those that need the order of the confidences (risk-coverage, smooth
+            and equal-mass calibration error), further binned ones, errors by distance to the boundary, overlap per image, per class and of the worst. Waits for
+            a GPU once per case.
+        surface_tolerance: With a number, surface distances too (MONAI computes them): the distance up to which a surface counts as found, in mm where
+            ``update`` gets ``spacing``, else in voxels.
+        replicates: Bootstrap resamples of the cases behind each interval; 0 leaves intervals out.
+        groups: Which cases belong together, such as the person of each, by ``case_index``; they are resampled whole. By default each case on its own.
+        activation: ``"softmax"`` for exclusive classes, ``"sigmoid"`` for regions.
         validate_args: Look at the values too (probabilities in [0, 1] that sum to 1); that waits for a GPU.
         kwargs: Options of ``torchmetrics.Metric``.
 
     Raises:
-        ValueError: If ``num_bins`` is not positive or ``foreground_radius`` negative.
+        ValueError: If an option is out of range or unknown.
 
     Example:
         >>> evaluation = SegmentationEvaluation(LabelSchema(("background", "lesion")))
@@ -151,88 +76,110 @@ class SegmentationEvaluation(Metric):
 
     case_rows: list[Tensor]
 
-    def __init__(self, schema: LabelSchema, *, num_bins: int = 15, foreground_radius: int = 3, validate_args: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        schema: LabelSchema,
+        *,
+        num_bins: int = 15,
+        foreground_radius: int = 3,
+        boundary_width: float | None = None,
+        boundary_unit: LengthUnit = "voxels",
+        detail: bool = False,
+        surface_tolerance: float | None = None,
+        replicates: int = 0,
+        groups: Sequence[Hashable] | None = None,
+        activation: Activation = "softmax",
+        validate_args: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_positive("num_bins", num_bins)
         check_non_negative("foreground_radius", foreground_radius)
+        check_non_negative("replicates", replicates)
+        check_choice("boundary_unit", boundary_unit, ("voxels", "mm"))
+        check_choice("activation", activation, ("softmax", "sigmoid"))
+        for name, value in (("boundary_width", boundary_width), ("surface_tolerance", surface_tolerance)):
+            if value is not None:
+                check_positive(name, value)
         self.schema = schema
         self.num_bins = num_bins
         self.foreground_radius = foreground_radius
+        self.boundary_width = boundary_width
+        self.boundary_unit: LengthUnit = boundary_unit
+        self.detail = detail
+        self.surface_tolerance = surface_tolerance
+        self.replicates = replicates
+        self.groups = groups
+        self.activation: Activation = activation
         self.validate_args = validate_args
-        self.regions = ("all",) if schema.background is None else ("all", "foreground")
-        for kind, rows in (("top_label", 1), ("classwise", schema.num_classes)):
-            empty = Bins.empty(len(self.regions), rows, num_bins)
-            self.add_state(f"{kind}_count", empty.count, dist_reduce_fx="sum")
-            self.add_state(f"{kind}_confidence", empty.confidence, dist_reduce_fx="sum")
-            self.add_state(f"{kind}_correct", empty.correct, dist_reduce_fx="sum")
+        structure = schema.background is not None or activation == "sigmoid"
+        self.regions = ("all", *(["foreground"] if structure else []), *(["boundary"] if boundary_width is not None else []))
+        self.layout = _RowLayout(self._blocks())
         self.add_state("case_rows", [], dist_reduce_fx="cat")
+        if detail:
+            empty = Bins.empty(len(self.scores), len(self.regions), NUM_FINE_BINS)
+            for name in _SUMS:
+                self.add_state(f"fine_{name}", getattr(empty, name), dist_reduce_fx="sum")
 
-    def update(self, probs: Tensor, label: Tensor, case_index: Tensor, mask: Tensor | None = None) -> None:
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """What voxels are ordered by for the measures that need an order."""
+        # Two centred logits are opposite, and every voxel would have the same normalised score.
+        return ("confidence", "logit_norm") if self.activation == "softmax" and self.schema.num_classes > 2 else ("confidence",)
+
+    def update(self, probs: Tensor, label: Tensor, case_index: Tensor, mask: Tensor | None = None, spacing: Tensor | None = None) -> None:
         """Add whole cases.
 
         Args:
             probs: Probabilities ``(N, C, *spatial)``, floating.
-            label: Label map ``(N, *spatial)`` or ``(N, 1, *spatial)``, or a soft reference ``(N, C, *spatial)``, floating.
+            label: Label map ``(N, *spatial)`` or ``(N, 1, *spatial)``, or a soft reference ``(N, C, *spatial)``, floating; regions ``(N, C, *spatial)`` under
+                sigmoid.
             case_index: Number of each case in its split, ``(N,)``, integer.
             mask: True where a voxel counts, ``(N, *spatial)``, bool.
+            spacing: Distance between voxels per axis in mm, ``(spatial_dims,)`` or per case ``(N, spatial_dims)``.
 
         Raises:
             TypeError: If a dtype does not fit.
-            ValueError: If shapes do not fit or, with ``validate_args``, values are out of range.
+            ValueError: If shapes do not fit, millimetres are asked for without ``spacing`` or, with ``validate_args``, values are out of range.
         """
-        pixels = read_pixels(probs, label, mask, ignore_index=self.schema.ignore_index, validate_args=self.validate_args)
-        n, c = pixels.probs.shape[:2]
-        if c != self.schema.num_classes:
-            raise ValueError(f"Expected `probs` with {self.schema.num_classes} classes, {self.schema.names}, but got {c}.")
+        pixels = read_pixels(probs, label, mask, ignore_index=self.schema.ignore_index, activation=self.activation, validate_args=self.validate_args)
+        n, k = len(pixels.probs), pixels.num_classes
+        if k != self.schema.num_classes:
+            raise ValueError(f"Expected `probs` with {self.schema.num_classes} classes, {self.schema.names}, but got {k}.")
         case_index = plain(case_index)
         if case_index.shape != (n,):
             raise ValueError(f"Expected `case_index` of shape (N,) = {(n,)}, but got {tuple(case_index.shape)}.")
-        device = pixels.probs.device
-        strata = len(self.regions)
+        if self.boundary_unit == "mm" and spacing is None:
+            raise ValueError(
+                "Expected `spacing`, the distance between voxels, for boundary_unit='mm'. Give it to `update`, or use boundary_unit='voxels'."
+            )
 
-        # Every voxel belongs to one stratum of its case: away from the structure (0) or near it (1). All voxels are both together.
-        stratum = torch.zeros_like(pixels.label_map)
-        if self.schema.background is not None:
-            structure = pixels.valid & (pixels.label_map != self.schema.background)
-            stratum = dilate(structure.view(n, *probs.shape[2:]), self.foreground_radius).flatten(1).long()
-        row = torch.arange(n, device=device).view(n, 1) * strata + stratum  # (N, P)
-
-        confidence, _, correct = pixels.top_label()
-        top_label = self._regions(
-            accumulate_bins(confidence, correct, num_bins=self.num_bins, row=row, num_rows=n * strata, valid=pixels.valid).view(n, strata, 1, -1)
-        )
-        class_row = row.unsqueeze(1) * c + torch.arange(c, device=device).view(1, c, 1)
-        classwise = self._regions(
-            accumulate_bins(
-                pixels.probs,
-                pixels.shares(),
-                num_bins=self.num_bins,
-                row=class_row,
-                num_rows=n * strata * c,
-                valid=pixels.valid.unsqueeze(1),
-            ).view(n, strata, c, -1)
-        )
-        self._add("top_label", top_label.sum(0))
-        self._add("classwise", classwise.sum(0))
-
-        count = top_label.count.sum((-2, -1))  # (N, regions)
-        accuracy = top_label.correct.sum((-2, -1)) / count
-        scores = [
-            self._regions_of_sums(torch.zeros(n, strata, dtype=torch.float64, device=device).scatter_add_(1, stratum, values.double())) / count
-            for values in (pixels.negative_log_likelihood(), pixels.brier())
-        ]
-        ece = top_label.calibration_error().mean(-1)
-        ece_classwise = classwise.calibration_error().mean(-1)
-        per_region = torch.stack([count.double(), accuracy, *scores, ece, ece_classwise], dim=2)  # (N, regions, columns)
-
+        distance = self._distance(probs, label, spacing)
+        strata = _Strata(self._memberships(pixels, probs.shape[2:], distance), pixels.valid[:, : probs[0, 0].numel()])
+        confidence, correct = pixels.confidence()
+        parts: dict[str, Tensor] = {
+            "case": case_index.to(pixels.probs.device),
+            "spatial_dims": torch.full_like(case_index, probs.ndim - 2, device=pixels.probs.device),
+            "nll": strata.sums(pixels.negative_log_likelihood()),
+            "brier": strata.sums(pixels.brier()),
+            "top_label": strata.bins(accumulate_bins, confidence, correct, pixels.valid, num_bins=self.num_bins),
+            "classwise": torch.stack(
+                [strata.bins(accumulate_bins, *entries, num_bins=self.num_bins) for entries in _class_by_class(pixels)], dim=3
+            ),  # (N, 3, regions, K, B)
+            "overlap": torch.stack(overlap_counts(pixels), dim=1),
+        }
         if pixels.soft_labels is None:
-            soft_dice = torch.full((n, c), math.nan, dtype=torch.float64, device=device)
+            parts["soft_dice"] = torch.full((n, k), math.nan, dtype=torch.float64, device=pixels.probs.device)
         else:
-            tp, fp, fn = overlap_sums(pixels.probs.double(), pixels.soft_labels.double(), pixels.valid)
-            soft_dice = 2 * tp / (2 * tp + fp + fn)
-        per_class = torch.stack([*(counts.double() for counts in overlap_counts(pixels)), soft_dice], dim=1)  # (N, columns, C)
-        index = case_index.to(device=device, dtype=torch.float64).view(n, 1)
-        self.case_rows.append(torch.cat([index, per_region.flatten(1), per_class.flatten(1)], dim=1))
+            p, q, _ = pixels.per_class()
+            tp, fp, fn = overlap_sums(p.double(), q.double(), pixels.valid[:, : p.shape[-1]])
+            parts["soft_dice"] = 2 * tp / (2 * tp + fp + fn)
+        if self.detail:
+            assert distance is not None
+            parts |= self._details(pixels, strata, distance, confidence, correct)
+        if self.surface_tolerance is not None:
+            parts["surface"] = self._surface(probs, label, spacing)
+        self.case_rows.append(self.layout.join(parts))
 
     def compute(self) -> Evaluation:
         """The results over all cases seen so far.
@@ -242,104 +189,212 @@ class SegmentationEvaluation(Metric):
         """
         rows = dim_zero_cat(self.case_rows) if len(self.case_rows) else self._no_rows()
         rows = rows[rows[:, 0].argsort()].cpu()
-        case_index = rows[:, 0].long().tolist()
+        parts = self.layout.split(rows)
+        case_index = parts["case"].long().tolist()
         if len(set(case_index)) < len(case_index):
             seen_twice = sorted({i for i in case_index if case_index.count(i) > 1})
             raise ValueError(
                 f"Expected every case once, but got case_index {seen_twice[:8]} more than once. Give each rank its own cases, without padding by repeats."
             )
-        names, regions, c = self.schema.names, self.regions, self.schema.num_classes
-        split = 1 + len(regions) * len(_REGION_COLUMNS)
-        per_region = rows[:, 1:split].reshape(-1, len(regions), len(_REGION_COLUMNS))
-        per_class = rows[:, split:].reshape(-1, len(_CLASS_COLUMNS), c)
-        intersection, predicted, reference, soft_dice = per_class.unbind(1)
-        foreground = list(self.schema.foreground)
-
-        columns: dict[str, Tensor] = {}
-        for key, scores in (
-            ("dice", dice_from_counts(intersection, predicted, reference)),
-            ("iou", jaccard_from_counts(intersection, predicted, reference)),
-            ("soft_dice", soft_dice),
-        ):
-            if key == "soft_dice" and bool(soft_dice.isnan().all()):
-                continue
-            columns[key] = scores[:, foreground].nanmean(1)
-            columns |= {f"{key}/{name}": scores[:, i] for i, name in enumerate(names)}
-        counts: dict[str, Tensor] = {}
-        for r, region in enumerate(regions):
-            suffix = "" if region == "all" else f"_{region}"
-            counts[f"num_voxels{suffix}"] = per_region[:, r, 0]
-            columns |= {f"case_{key}{suffix}": per_region[:, r, i] for i, key in enumerate(_REGION_COLUMNS) if i > 0}
-        for i, name in enumerate(names):
-            counts[f"voxels_reference/{name}"] = reference[:, i]
-            counts[f"voxels_predicted/{name}"] = predicted[:, i]
-
-        cases: list[dict[str, Any]] = [{"case_index": i} for i in case_index]
-        for key, column in columns.items():
-            for case, value in zip(cases, column.tolist(), strict=True):
-                case[key] = value
-        for key, column in counts.items():
-            for case, value in zip(cases, column.tolist(), strict=True):
-                case[key] = int(value)
-
-        top_label = {region: self._bins("top_label")[r] for r, region in enumerate(regions)}
-        classwise = {region: self._bins("classwise")[r] for r, region in enumerate(regions)}
-        pooled = {}
-        for r, region in enumerate(regions):
-            count = top_label[region].count.sum()
-            weight = per_region[:, r, 0]
-            nll, brier = ((weight * per_region[:, r, _REGION_COLUMNS.index(key)]).nansum() / count for key in ("nll", "brier"))
-            pooled[region] = {
-                "ece_top_label": top_label[region].calibration_error().mean().item(),
-                "ece_classwise": classwise[region].calibration_error().mean().item(),
-                "nll": nll.item(),
-                "brier": brier.item(),
-                "accuracy": (top_label[region].correct.sum() / count).item(),
-                "num_voxels": int(count),
-            }
-        edges = bin_edges(self.num_bins).tolist()
-        bins = {
-            region: {
-                kind: {"edges": edges, "count": b.count.tolist(), "mean_confidence": b.mean_confidence.tolist(), "accuracy": b.accuracy.tolist()}
-                for kind, b in (("top_label", top_label[region][0]), ("classwise", classwise[region]))
-            }
-            for region in regions
+        sums = {
+            region: RegionSums(
+                parts["nll"][:, g],
+                parts["brier"][:, g],
+                Bins(*parts["top_label"][:, :, g].unbind(1)),
+                Bins(*parts["classwise"][:, :, g].unbind(1)),
+                regions=self.activation == "sigmoid",
+            )
+            for g, region in enumerate(self.regions)
         }
-        filled = {"num_bins": self.num_bins, "foreground_radius": self.foreground_radius}
-        return Evaluation(
-            cases=cases,
-            mean={key: column.nanmean().item() for key, column in columns.items()},
-            num_defined={key: int((~column.isnan()).sum()) for key, column in columns.items()},
-            pooled=pooled,
-            bins=bins,
-            definitions={key: text.format(**filled) for key, text in DEFINITIONS.items()},
-            class_names=names,
-            foreground=self.schema.foreground,
-            num_bins=self.num_bins,
-            foreground_radius=self.foreground_radius,
+        ordered = None
+        if self.detail:
+            fine = Bins(*(getattr(self, f"fine_{name}").cpu() for name in _SUMS))
+            ordered = {region: {score: fine[o, g] for o, score in enumerate(self.scores)} for g, region in enumerate(self.regions)}
+        return evaluation_of(
+            self.schema,
+            case_index,
+            sums,
+            overlap=parts["overlap"],
+            soft_dice=parts["soft_dice"],
+            settings=Settings(
+                element="pixels" if len(rows) and bool((parts["spatial_dims"] < 3).all()) else "voxels",
+                num_bins=self.num_bins,
+                foreground_radius=self.foreground_radius,
+                boundary_width=self.boundary_width,
+                boundary_unit=self.boundary_unit,
+                surface_tolerance=self.surface_tolerance,
+                replicates=self.replicates,
+            ),
+            groups=self.groups,
+            fine=ordered,
+            ordered={region: parts["ordered"][:, g] for g, region in enumerate(self.regions)} if self.detail else {},
+            profile=Bins(*parts["profile"].sum(0)) if self.detail else None,
+            surface=parts.get("surface"),
         )
 
-    def _regions(self, bins: Bins) -> Bins:
-        """From strata to regions along axis 1: the whole, and the near part."""
-        return Bins(*(self._regions_of_sums(sums) for sums in (bins.count, bins.confidence, bins.correct)))
+    def _blocks(self) -> dict[str, tuple[int, ...]]:
+        """What a case's row holds, and its shape."""
+        g, k, b = len(self.regions), self.schema.num_classes, self.num_bins
+        blocks: dict[str, tuple[int, ...]] = {
+            "case": (),
+            "spatial_dims": (),
+            "nll": (g,),
+            "brier": (g,),
+            "top_label": (3, g, b),
+            "classwise": (3, g, k, b),
+        }
+        blocks |= {"overlap": (3, k), "soft_dice": (k,)}
+        if self.detail:
+            blocks |= {"ordered": (g, len(ORDERED)), "profile": (3, _REACH)}
+        if self.surface_tolerance is not None:
+            blocks["surface"] = (2, k)
+        return blocks
 
-    def _regions_of_sums(self, strata: Tensor) -> Tensor:
-        whole = strata.sum(1, keepdim=True)
-        return whole if strata.shape[1] == 1 else torch.cat([whole, strata[:, 1:]], dim=1)
+    def _distance(self, probs: Tensor, label: Tensor, spacing: Tensor | None) -> Tensor | None:
+        """Distance to the boundary ``(N, P)`` where something needs it."""
+        reach = max(self.boundary_width or 0, _REACH if self.detail else 0)
+        if not reach:
+            return None
+        distance = boundary_distance(
+            align_label(label, probs),
+            spacing=spacing if self.boundary_unit == "mm" else None,
+            reach=reach,
+            activation=self.activation,
+            ignore_index=self.schema.ignore_index,
+        )
+        return distance.flatten(1)
 
-    def _add(self, kind: str, bins: Bins) -> None:
-        for name in ("count", "confidence", "correct"):
-            setattr(self, f"{kind}_{name}", getattr(self, f"{kind}_{name}") + getattr(bins, name))
+    def _memberships(self, pixels: Pixels, spatial: Sequence[int], distance: Tensor | None) -> list[Tensor]:
+        """Masks ``(N, P)`` of the regions after the first, which is all voxels."""
+        masks = []
+        for region in self.regions[1:]:
+            if region == "foreground":
+                if pixels.num_regions is None:
+                    structure = pixels.valid & (pixels.label_map != self.schema.background)
+                else:
+                    structure = (pixels.valid & (pixels.label_map == 1)).view(len(pixels.probs), pixels.num_regions, -1).any(1)
+                masks.append(dilate(structure.view(-1, *spatial), self.foreground_radius).flatten(1))
+            else:
+                assert distance is not None
+                assert self.boundary_width is not None
+                masks.append(distance < self.boundary_width)
+        return masks
 
-    def _bins(self, kind: str) -> Bins:
-        return Bins(*(getattr(self, f"{kind}_{name}").cpu() for name in ("count", "confidence", "correct")))
+    def _details(self, pixels: Pixels, strata: _Strata, distance: Tensor, confidence: Tensor, correct: Tensor) -> dict[str, Tensor]:
+        values = {"confidence": confidence}
+        if "logit_norm" in self.scores:
+            values["logit_norm"] = torch.cat([logit_norm_score(block) for block in pixels.probs.split(_BLOCK, dim=2)], dim=1)
+        fine = torch.stack(
+            [strata.bins(accumulate_fine_bins, values[score], correct, pixels.valid) for score in self.scores], dim=2
+        )  # (N, 3, scores, regions, F)
+        for name, total in zip(_SUMS, fine.sum(0), strict=True):
+            state = getattr(self, f"fine_{name}")
+            setattr(self, f"fine_{name}", state + total.to(state.dtype))
+        ordered = [
+            torch.stack(
+                [ordered_numbers({score: Bins(*case[:, o, g]) for o, score in enumerate(self.scores)}, self.num_bins) for g in range(case.shape[2])]
+            )
+            for case in fine
+        ]
+        n, copies = len(confidence), confidence.shape[1] // distance.shape[1]
+        step = torch.where(distance < _REACH, distance, _REACH).long().repeat(1, copies)
+        row = torch.arange(n, device=step.device).view(n, 1) * (_REACH + 1) + step
+        profile = accumulate_bins(confidence, correct, num_bins=1, row=row, num_rows=n * (_REACH + 1), valid=pixels.valid)
+        return {"ordered": torch.stack(ordered), "profile": _stacked(profile.view(n, _REACH + 1))[..., :_REACH]}
+
+    def _surface(self, probs: Tensor, label: Tensor, spacing: Tensor | None) -> Tensor:
+        assert self.surface_tolerance is not None
+        options: dict[str, Any] = {
+            "spacing": spacing,
+            "background": self.schema.background,
+            "activation": self.activation,
+            "ignore_index": self.schema.ignore_index,
+            "validate_args": False,
+        }
+        distance = hausdorff_distance_95(probs, label, **options)
+        return torch.stack([distance, normalized_surface_distance(probs, label, tolerance=self.surface_tolerance, **options)], dim=1)
 
     def _no_rows(self) -> Tensor:
-        columns = 1 + len(self.regions) * len(_REGION_COLUMNS) + len(_CLASS_COLUMNS) * self.schema.num_classes
-        return torch.zeros(0, columns, dtype=torch.float64, device=self.device)
+        return torch.zeros(0, self.layout.width, dtype=torch.float64, device=self.device)
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         # A rank without a case takes part in the gathering with no rows of the right width; torchmetrics would send a single-precision vector.
         if not len(self.case_rows):
             self.case_rows = [self._no_rows()]
         super()._sync_dist(*args, **kwargs)
+
+
+_BLOCK = 1 << 18
+"""Voxels whose logits are normalised at a time."""
+_SUMS = ("count", "confidence", "correct")
+
+
+def _stacked(bins: Bins) -> Tensor:
+    """Counts and sums of bins ``(N, ...)`` along a new axis 1, float64."""
+    return torch.stack([bins.count.double(), bins.confidence, bins.correct], dim=1)
+
+
+def _class_by_class(pixels: Pixels) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Probability, the reference's share and validity of one class or region after the other, each ``(N, P)``: all at once would take C times the memory."""
+    if pixels.num_regions is None and pixels.soft_labels is None:
+        for k in range(pixels.num_classes):
+            yield pixels.probs[:, k], pixels.label_map == k, pixels.valid
+    else:
+        probs, shares, valid = pixels.per_class()
+        for k in range(pixels.num_classes):
+            yield probs[:, k], shares[:, k], valid[:, min(k, valid.shape[1] - 1)]
+
+
+class _Strata:
+    """The parts of cases that regions are made of: a voxel's stratum is the set of regions that it lies in, so that one pass serves them all.
+
+    Args:
+        masks: Membership of the regions after the first, each ``(N, P)``, bool; the first region is everything.
+        like: ``(N, P)``.
+    """
+
+    def __init__(self, masks: Sequence[Tensor], like: Tensor) -> None:
+        self.count = 1 << len(masks)
+        self.index = torch.zeros_like(like, dtype=torch.int64)
+        for i, mask in enumerate(masks):
+            self.index = self.index + (mask.long() << i)
+        strata = torch.arange(self.count, device=like.device)
+        self.members = torch.stack([torch.ones_like(strata), *((strata >> i) & 1 for i in range(len(masks)))]).double()  # (regions, strata)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum per case and region, ``(N, regions)``, float64, of one value per voxel ``(N, P)`` (``(N, R P)`` for R questions per voxel)."""
+        totals = torch.zeros(len(values), self.count, dtype=torch.float64, device=values.device)
+        return totals.scatter_add_(1, self._index(values), values.double()) @ self.members.T
+
+    def bins(self, accumulate: Callable[..., Bins], confidence: Tensor, correct: Tensor, valid: Tensor, **options: Any) -> Tensor:
+        """Bins per case and region, ``(N, 3, regions, B)``."""
+        n = len(confidence)
+        row = torch.arange(n, device=confidence.device).view(n, 1) * self.count + self._index(confidence)
+        bins = accumulate(confidence, correct, row=row, num_rows=n * self.count, valid=valid, **options)
+        return torch.einsum("gs,nasb->nagb", self.members, _stacked(bins.view(n, self.count, -1)))
+
+    def _index(self, values: Tensor) -> Tensor:
+        copies = values.shape[1] // max(self.index.shape[1], 1)
+        return self.index if copies == 1 else self.index.repeat(1, copies)
+
+
+class _RowLayout:
+    """Named arrays as one row of numbers per case, and back.
+
+    Args:
+        shapes: Shape of each array of one case.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = dict(shapes)
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
+        self.width = sum(self.sizes)
+
+    def join(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """``(N, *shape)`` each to ``(N, width)``, float64."""
+        return torch.cat([parts[name].double().reshape(len(parts[name]), -1) for name in self.shapes], dim=1)
+
+    def split(self, rows: Tensor) -> dict[str, Tensor]:
+        """``(N, width)`` to ``(N, *shape)`` each."""
+        columns = rows.split(self.sizes, dim=1)
+        return {name: part.reshape(len(rows), *shape) for (name, shape), part in zip(self.shapes.items(), columns, strict=True)}

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from densecal.checks import check_choice
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.metrics.inputs import Pixels, read_pixels
+from densecal.ops.activation import Activation
 from densecal.registry import METRICS
 
 __all__ = ["BrierScore", "NegativeLogLikelihood", "brier_score", "negative_log_likelihood"]
@@ -19,6 +21,7 @@ def negative_log_likelihood(
     probs: Tensor,
     label: Tensor,
     *,
+    activation: Activation = "softmax",
     mask: Tensor | None = None,
     ignore_index: int = DEFAULT_IGNORE_INDEX,
     validate_args: bool = True,
@@ -28,6 +31,8 @@ def negative_log_likelihood(
     Args:
         probs: Probabilities ``(N, C, *spatial)``, floating. Those below 1e-12 count as 1e-12, which costs 27.6 nats.
         label: Label map ``(N, *spatial)`` or ``(N, 1, *spatial)``, or a soft reference ``(N, C, *spatial)``, floating.
+        activation: What made the probabilities: ``"softmax"``, exclusive classes, or ``"sigmoid"``, regions that may overlap: the mean over pixels and regions
+            of what two classes, there with p and not there with 1 - p, would give. For one channel that is the binary cross-entropy.
         mask: True where a pixel counts, ``(N, *spatial)``, bool.
         ignore_index: Label of pixels to leave out.
         validate_args: Look at the values too; that waits for a GPU.
@@ -43,7 +48,7 @@ def negative_log_likelihood(
         >>> negative_log_likelihood(torch.tensor([[[0.5, 1.0], [0.5, 0.0]]]), torch.tensor([[0, 0]]))
         tensor(0.3466, dtype=torch.float64)
     """
-    pixels = read_pixels(probs, label, mask, ignore_index=ignore_index, validate_args=validate_args)
+    pixels = read_pixels(probs, label, mask, ignore_index=ignore_index, activation=activation, validate_args=validate_args)
     return pixels.negative_log_likelihood().double().sum() / pixels.valid.sum()
 
 
@@ -51,6 +56,7 @@ def brier_score(
     probs: Tensor,
     label: Tensor,
     *,
+    activation: Activation = "softmax",
     mask: Tensor | None = None,
     ignore_index: int = DEFAULT_IGNORE_INDEX,
     validate_args: bool = True,
@@ -69,7 +75,7 @@ def brier_score(
         >>> brier_score(torch.tensor([[[0.5, 1.0], [0.5, 0.0]]]), torch.tensor([[0, 0]]))
         tensor(0.2500, dtype=torch.float64)
     """
-    pixels = read_pixels(probs, label, mask, ignore_index=ignore_index, validate_args=validate_args)
+    pixels = read_pixels(probs, label, mask, ignore_index=ignore_index, activation=activation, validate_args=validate_args)
     return pixels.brier().double().sum() / pixels.valid.sum()
 
 
@@ -82,8 +88,12 @@ class _MeanOverPixels(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, *, ignore_index: int = DEFAULT_IGNORE_INDEX, validate_args: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, *, activation: Activation = "softmax", ignore_index: int = DEFAULT_IGNORE_INDEX, validate_args: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        check_choice("activation", activation, ("softmax", "sigmoid"))
+        self.activation: Activation = activation
         self.ignore_index = ignore_index
         self.validate_args = validate_args
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -91,7 +101,7 @@ class _MeanOverPixels(Metric):
 
     def update(self, probs: Tensor, label: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch: probabilities ``(N, C, *spatial)``, labels and an optional mask ``(N, *spatial)``."""
-        pixels = read_pixels(probs, label, mask, ignore_index=self.ignore_index, validate_args=self.validate_args)
+        pixels = read_pixels(probs, label, mask, ignore_index=self.ignore_index, activation=self.activation, validate_args=self.validate_args)
         self.total = self.total + self._values(pixels).double().sum()
         self.count = self.count + pixels.valid.sum()
 
@@ -108,6 +118,7 @@ class NegativeLogLikelihood(_MeanOverPixels):
     """Mean negative log-likelihood in nats, pooled over pixels. See :func:`negative_log_likelihood`.
 
     Args:
+        activation: ``"softmax"`` or ``"sigmoid"``.
         ignore_index: Label of pixels to leave out.
         validate_args: Look at the values too; that waits for a GPU.
         kwargs: Options of ``torchmetrics.Metric``.
@@ -126,6 +137,7 @@ class BrierScore(_MeanOverPixels):
     """Mean squared distance of probabilities to the reference, summed over classes, pooled over pixels. See :func:`brier_score`.
 
     Args:
+        activation: ``"softmax"`` or ``"sigmoid"``.
         ignore_index: Label of pixels to leave out.
         validate_args: Look at the values too; that waits for a GPU.
         kwargs: Options of ``torchmetrics.Metric``.

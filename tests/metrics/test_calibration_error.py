@@ -1,4 +1,4 @@
-"""Expected calibration error against arithmetic, loops and other packages."""
+"""Calibration errors against arithmetic and loops; test_peers.py has other packages."""
 
 import itertools
 import math
@@ -8,29 +8,71 @@ import torch
 from cases import each_dimension, make_case
 
 from densecal import create_metric
-from densecal.metrics import ExpectedCalibrationError, expected_calibration_error
+from densecal.metrics import (
+    CalibrationError,
+    ClasswiseCalibrationError,
+    ExpectedCalibrationError,
+    MaximumCalibrationError,
+    calibration_error,
+    classwise_calibration_error,
+    expected_calibration_error,
+    maximum_calibration_error,
+)
+from densecal.ops.binning import MEASURES
 
 KINDS = ("top_label", "classwise")
 
 
-def loop_ece(probs, shares, valid, kind, num_bins):
-    """The formula, pixel by pixel. probs and shares (N, C, P), valid (N, P)."""
-    n, c, p = probs.shape
-    errors = []
-    for k in range(c) if kind == "classwise" else [None]:
-        cells = [[] for _ in range(num_bins)]
-        for i, j in itertools.product(range(n), range(p)):
-            if not valid[i, j]:
-                continue
-            cls = int(probs[i, :, j].argmax()) if k is None else k
-            confidence = float(probs[i, cls, j])
+def loop_cells(probs, shares, valid, k, num_bins, threshold=0.0):
+    """(confidence, share) per bin, pixel by pixel: of class k, or of the predicted class for None. probs and shares (N, C, P), valid (N, P)."""
+    n, _, p = probs.shape
+    cells = [[] for _ in range(num_bins)]
+    for i, j in itertools.product(range(n), range(p)):
+        cls = int(probs[i, :, j].argmax()) if k is None else k
+        confidence = float(probs[i, cls, j])
+        if valid[i, j] and not (threshold and confidence <= threshold):
             b = min(max(math.ceil(confidence * num_bins) - 1, 0), num_bins - 1)
             cells[b].append((confidence, float(shares[i, cls, j])))
-        total = sum(len(cell) for cell in cells)
-        errors.append(
-            sum(len(cell) / total * abs(sum(a for a, _ in cell) / len(cell) - sum(s for _, s in cell) / len(cell)) for cell in cells if cell)
-        )
-    return sum(errors) / len(errors)
+    return cells
+
+
+def loop_measure(cells, measure):
+    """The measures' formulas, bin by bin: (n, accuracy, confidence)."""
+    bins = [(len(cell), sum(a for _, a in cell) / len(cell), sum(c for c, _ in cell) / len(cell)) for cell in cells if cell]
+    if measure.startswith("debiased"):
+        bins = [b for b in bins if b[0] > 1]
+    total = sum(n for n, _, _ in bins)
+    if not total:
+        return math.nan
+    if measure == "maximum":
+        return max(abs(a - c) for _, a, c in bins)
+    if measure == "average":
+        return sum(abs(a - c) for _, a, c in bins) / len(bins)
+    if measure.startswith("debiased"):
+        square = sum(n / total * ((a - c) ** 2 - a * (1 - a) / (n - 1)) for n, a, c in bins)
+        return square if measure == "debiased_mean_square" else math.sqrt(max(square, 0.0))
+    if measure == "root_mean_square":
+        return math.sqrt(sum(n / total * (a - c) ** 2 for n, a, c in bins))
+    terms = {
+        "expected": lambda a, c: abs(a - c),
+        "signed": lambda a, c: c - a,
+        "overconfidence": lambda a, c: max(c - a, 0.0),
+        "underconfidence": lambda a, c: max(a - c, 0.0),
+        "overconfidence_error": lambda a, c: c * max(c - a, 0.0),
+    }
+    return sum(n / total * terms[measure](a, c) for n, a, c in bins)
+
+
+def mean(values):
+    values = [value for value in values if not math.isnan(value)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def loop_error(probs, shares, valid, kind="top_label", num_bins=15, *, measure="expected", pooling="dataset", threshold=0.0, background=None):
+    """The definition in words, over images, classes and bins."""
+    rows = [k for k in range(probs.shape[1]) if k != background] if kind == "classwise" else [None]
+    images = [slice(None)] if pooling == "dataset" else [slice(i, i + 1) for i in range(len(probs))]
+    return mean(mean(loop_measure(loop_cells(probs[i], shares[i], valid[i], k, num_bins, threshold), measure) for k in rows) for i in images)
 
 
 def test_expected_calibration_error_top_label_by_hand():
@@ -51,6 +93,131 @@ def test_expected_calibration_error_classwise_by_hand():
     assert value.item() == pytest.approx((class_0 + class_1) / 2)
 
 
+def flat(case, *, soft):
+    """probs, shares and valid for the loops, and the label for the functions."""
+    shares = case.soft_labels if soft else torch.nn.functional.one_hot(case.label_map.clamp(min=0), case.logits.shape[1]).movedim(-1, 1)
+    return (case.logits.softmax(1).flatten(2), shares.flatten(2), case.valid.flatten(1)), case.soft_labels if soft else case.label_map
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pooling", ["dataset", "image"])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_calibration_error_every_definition_equals_a_loop(measure, kind, pooling, soft):
+    case = make_case((5, 7), batch=3, seed=1)
+    inputs, label = flat(case, soft=soft)
+    options = {"measure": measure, "kind": kind, "num_bins": 5, "pooling": pooling}
+    expected = pytest.approx(loop_error(*inputs, **options), abs=1e-12)
+    assert calibration_error(case.logits.softmax(1), label, **options).item() == expected
+    metric = CalibrationError(num_classes=3, **options)
+    for i in range(3):
+        metric.update(case.logits[i : i + 1].softmax(1), label[i : i + 1])
+    assert metric.compute().item() == expected
+    assert metric.count == case.valid.sum()
+
+
+@each_dimension
+@pytest.mark.parametrize("pooling", ["dataset", "image"])
+@pytest.mark.parametrize("options", [{"background": 1}, {"threshold": 0.1}, {"threshold": 0.9, "background": 0}], ids=str)
+def test_calibration_error_classwise_options_equal_a_loop(spatial, pooling, options):
+    case = make_case(spatial, batch=3)
+    inputs, label = flat(case, soft=False)
+    options = options | {"kind": "classwise", "num_bins": 5, "pooling": pooling}
+    value = calibration_error(case.logits.softmax(1), label, **options)
+    assert value.item() == pytest.approx(loop_error(*inputs, **options), abs=1e-12, nan_ok=True)
+
+
+def test_calibration_error_threshold_of_the_top_label():
+    case = make_case((5, 7))
+    inputs, label = flat(case, soft=False)
+    value = calibration_error(case.logits.softmax(1), label, threshold=0.7)
+    assert value.item() == pytest.approx(loop_error(*inputs, threshold=0.7), abs=1e-12)
+    sure = calibration_error(case.logits.softmax(1), label, mask=case.valid & (case.logits.softmax(1).amax(1) > 0.7))
+    torch.testing.assert_close(value, sure)
+
+
+def test_calibration_error_threshold_leaves_a_class_without_entries_out():
+    probs = torch.tensor([[[0.9, 0.8], [0.1, 0.2]]], dtype=torch.float64)
+    value = calibration_error(probs, torch.tensor([[0, 0]]), kind="classwise", threshold=0.5, num_bins=2)
+    assert value.item() == pytest.approx(1 - (0.9 + 0.8) / 2)
+    per_class = calibration_error(probs, torch.tensor([[0, 0]]), kind="classwise", threshold=0.5, num_bins=2, average="none")
+    assert per_class.isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("pooling", ["dataset", "image"])
+def test_calibration_error_per_class_and_per_image(pooling):
+    case = make_case((5, 7), batch=3)
+    inputs, label = flat(case, soft=False)
+    probs = case.logits.softmax(1)
+    options = {"kind": "classwise", "pooling": pooling, "measure": "average"}
+    per_class = calibration_error(probs, label, average="none", **options)
+    expected = [loop_measure(loop_cells(*inputs, k, 15), "average") for k in range(3)]
+    if pooling == "image":
+        expected = [mean(loop_measure(loop_cells(*(x[i : i + 1] for x in inputs), k, 15), "average") for i in range(3)) for k in range(3)]
+    assert per_class.tolist() == pytest.approx(expected)
+    metric = CalibrationError(num_classes=3, **options)
+    metric.update(probs[:2], label[:2])
+    metric.update(probs[2:], label[2:])
+    if pooling == "image":
+        each = [calibration_error(probs[i : i + 1], label[i : i + 1], kind="classwise", measure="average").item() for i in range(3)]
+        assert metric.per_image.tolist() == pytest.approx(each)
+        torch.testing.assert_close(metric.compute(), metric.per_image.mean())
+    torch.testing.assert_close(metric.bins.calibration_error(), classwise_calibration_error(probs, label, average="none"))
+
+
+def test_calibration_error_an_image_with_nothing_is_left_out_and_seen():
+    case = make_case((5, 7), ignored=0.0)
+    label = case.label_map.clone()
+    label[1] = -100
+    metric = CalibrationError(pooling="image")
+    metric.update(case.logits.softmax(1), label)
+    assert metric.per_image.isnan().tolist() == [False, True]
+    torch.testing.assert_close(metric.compute(), expected_calibration_error(case.logits[:1].softmax(1), label[:1]))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("pooling", ["dataset", "image"])
+def test_calibration_error_one_sigmoid_channel_is_two_softmax_channels(measure, pooling):
+    case = make_case((5, 7), num_classes=2, batch=3)
+    two = case.logits.softmax(1)
+    one = two[:, 1:]
+    options = {"measure": measure, "pooling": pooling}
+    expected = calibration_error(two, case.label_map, **options)
+    torch.testing.assert_close(calibration_error(one, case.label_map, activation="sigmoid", **options), expected)
+    # Classwise the one channel has one row of bins: that of the second class.
+    expected = calibration_error(two, case.label_map, kind="classwise", average="none", **options)[1:]
+    value = calibration_error(one, case.label_map, kind="classwise", average="none", activation="sigmoid", **options)
+    torch.testing.assert_close(value, expected)
+
+
+def test_calibration_error_regions_each_have_their_bins():
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.rand(2, 3, 5, 7, generator=generator, dtype=torch.float64)
+    label = (torch.rand(2, 3, 5, 7, generator=generator) < probs).long()
+    per_region = calibration_error(probs, label, kind="classwise", average="none", activation="sigmoid")
+    for r in range(3):
+        one = calibration_error(probs[:, r : r + 1], label[:, r : r + 1], kind="classwise", activation="sigmoid")
+        torch.testing.assert_close(per_region[r], one)
+    metric = CalibrationError(activation="sigmoid", kind="classwise", num_classes=3)
+    metric.update(probs, label)
+    torch.testing.assert_close(metric.compute(), per_region.mean())
+
+
+def test_presets_are_thin():
+    case = make_case((5, 7))
+    probs, label = case.logits.softmax(1), case.label_map
+    for function, metric, options in (
+        (expected_calibration_error, ExpectedCalibrationError(), {}),
+        (maximum_calibration_error, MaximumCalibrationError(), {"measure": "maximum"}),
+        (classwise_calibration_error, ClasswiseCalibrationError(3), {"kind": "classwise"}),
+    ):
+        expected = calibration_error(probs, label, **options)
+        metric.update(probs, label)
+        assert torch.equal(function(probs, label), expected)
+        assert torch.equal(metric.compute(), expected)
+    assert maximum_calibration_error(probs, label) > expected_calibration_error(probs, label)
+
+
 @each_dimension
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
@@ -58,7 +225,7 @@ def test_expected_calibration_error_equals_a_loop(spatial, kind, soft):
     case = make_case(spatial)
     probs = case.logits.softmax(1)
     shares = case.soft_labels if soft else torch.nn.functional.one_hot(case.label_map.clamp(min=0), 3).movedim(-1, 1)
-    expected = loop_ece(probs.flatten(2), shares.flatten(2), case.valid.flatten(1), kind, 7)
+    expected = loop_error(probs.flatten(2), shares.flatten(2), case.valid.flatten(1), kind, 7)
     label = case.soft_labels if soft else case.label_map
     assert expected_calibration_error(probs, label, kind=kind, num_bins=7).item() == pytest.approx(expected, abs=1e-12)
 
@@ -137,33 +304,6 @@ def test_expected_calibration_error_perfect_for_labels_drawn_from_the_probabilit
         assert expected_calibration_error(probs, label, kind=kind) < 0.01
 
 
-@pytest.mark.parametrize("num_bins", [5, 10, 15])
-@pytest.mark.parametrize("spatial", [(7, 9), (5, 6, 7)], ids=["2d", "3d"])
-def test_expected_calibration_error_equals_torchmetrics(num_bins, spatial):
-    # Same definition as long as no confidence is exactly 1, which torchmetrics gives a bin of its own.
-    from torchmetrics.classification import MulticlassCalibrationError
-
-    case = make_case(spatial, num_classes=4, batch=3, dtype=torch.float32)
-    probs = case.logits.softmax(1)
-    theirs = MulticlassCalibrationError(4, n_bins=num_bins, norm="l1", ignore_index=-100)
-    theirs.update(probs.movedim(1, -1).flatten(0, -2), case.label_map.flatten())
-    ours = expected_calibration_error(probs, case.label_map, num_bins=num_bins)
-    torch.testing.assert_close(ours.float(), theirs.compute(), atol=1e-6, rtol=0)
-
-
-def test_expected_calibration_error_classwise_equals_monai():
-    # MONAI bins (l, u] too (its edges lie one float32 step higher); "expected", per image and class, the mean over classes and images of one image.
-    from monai.metrics import CalibrationErrorMetric
-
-    case = make_case((9, 11), num_classes=4, batch=1, ignored=0.0, dtype=torch.float32)
-    probs = case.logits.softmax(1)
-    theirs = CalibrationErrorMetric(num_bins=15, include_background=True, calibration_reduction="expected", metric_reduction="mean")
-    theirs(y_pred=probs, y=torch.nn.functional.one_hot(case.label_map, 4).movedim(-1, 1))
-    torch.testing.assert_close(
-        expected_calibration_error(probs, case.label_map, kind="classwise").float(), theirs.aggregate().squeeze(), atol=1e-6, rtol=0
-    )
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -178,13 +318,22 @@ def test_expected_calibration_error_classwise_equals_monai():
         ({"mask": torch.ones(1, 1, 3, dtype=torch.bool)}, ValueError, "Expected `mask` of shape"),
         ({"kind": "top"}, ValueError, "Expected `kind` to be one of"),
         ({"num_bins": 0}, ValueError, "Expected `num_bins`"),
+        ({"measure": "ACE"}, ValueError, "Expected `measure` to be one of"),
+        ({"pooling": "batch"}, ValueError, "Expected `pooling` to be one of"),
+        ({"average": "micro", "kind": "classwise"}, ValueError, "Expected `average` to be one of"),
+        ({"activation": "tanh"}, ValueError, "Expected `activation` to be one of"),
+        ({"threshold": 1.0}, ValueError, "Expected `threshold` in"),
+        ({"background": 0}, ValueError, "only with kind='classwise'"),
+        ({"average": "none"}, ValueError, "only with kind='classwise'"),
+        ({"average": "none", "background": 0, "kind": "classwise"}, ValueError, "no mean to leave a class out of"),
+        ({"background": 2, "kind": "classwise"}, ValueError, "one of several classes 0 to 1, but got 2"),
     ],
     ids=lambda value: None,
 )
 def test_expected_calibration_error_errors(change, error, message):
     arguments = {"probs": torch.full((1, 2, 3), 0.5), "label": torch.tensor([[0, 1, 1]])} | change
     with pytest.raises(error, match=message):
-        expected_calibration_error(**arguments)
+        calibration_error(**arguments)
 
 
 def test_expected_calibration_error_validate_args_off_does_not_look_at_probs():
@@ -194,6 +343,8 @@ def test_expected_calibration_error_validate_args_off_does_not_look_at_probs():
 def test_expected_calibration_error_metric_errors():
     with pytest.raises(ValueError, match="Expected `num_classes` for kind='classwise'"):
         ExpectedCalibrationError(kind="classwise")
+    with pytest.raises(ValueError, match="Expected pooling='image' for values per image"):
+        _ = ExpectedCalibrationError().per_image
     with pytest.raises(ValueError, match="Expected `probs` with 4 classes, but got 3"):
         ExpectedCalibrationError(num_classes=4).update(torch.full((1, 3, 2), 1 / 3), torch.zeros(1, 2, dtype=torch.long))
 

@@ -70,3 +70,32 @@ def test_scoring_rules_nothing_valid_is_nan(function, metric_class):
     metric.update(torch.full((1, 2, 3), 0.5), torch.full((1, 3), -100))
     assert metric.compute().isnan()
     assert metric.count == 0
+
+
+@each_rule
+@each_dimension
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_scoring_rules_one_sigmoid_channel_is_two_softmax_channels(function, metric_class, spatial, soft):
+    case = make_case(spatial, num_classes=2)
+    two = case.logits.softmax(1)
+    one, label = two[:, 1:], case.soft_labels[:, 1:] if soft else case.label_map
+    expected = function(two, case.soft_labels if soft else label)
+    torch.testing.assert_close(function(one, label, activation="sigmoid"), expected)
+    metric = metric_class(activation="sigmoid")
+    metric.update(one, label)
+    torch.testing.assert_close(metric.compute(), expected)
+
+
+def test_scoring_rules_regions_by_hand():
+    # One pixel, two regions: 0.9 and there, 0.3 and not there.
+    probs, label = torch.tensor([[[0.9], [0.3]]], dtype=torch.float64), torch.tensor([[[1], [0]]])
+    value = negative_log_likelihood(probs, label, activation="sigmoid")
+    assert value.item() == pytest.approx((-math.log(0.9) - math.log(0.7)) / 2)
+    binary = torch.nn.functional.binary_cross_entropy(probs, label.double())
+    torch.testing.assert_close(value, binary)
+    assert brier_score(probs, label, activation="sigmoid").item() == pytest.approx((2 * 0.1**2 + 2 * 0.3**2) / 2)
+
+
+def test_scoring_rules_unknown_activation():
+    with pytest.raises(ValueError, match="Expected `activation` to be one of"):
+        BrierScore(activation="tanh")

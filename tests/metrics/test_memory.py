@@ -1,0 +1,59 @@
+"""A validation of street scenes, made on the fly, in memory that does not grow with the number of images."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# 19 classes at 1024 x 2048. Peak memory is read after the second image, when everything was needed once, and at the end.
+_PROCESS = """
+import sys
+from pathlib import Path
+import torch
+from densecal.labels import LabelSchema
+from densecal.metrics import SegmentationEvaluation
+
+images, size = int(sys.argv[1]), (1024, 2048)
+torch.set_num_threads(1)
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+def scene(index):
+    generator = torch.Generator().manual_seed(index)
+    coarse = torch.randn(1, 19, 32, 64, generator=generator)
+    logits = torch.nn.functional.interpolate(coarse, size, mode="bilinear").mul_(8)
+    label = torch.nn.functional.interpolate(coarse + 0.3 * torch.randn(coarse.shape, generator=generator), size, mode="nearest").argmax(1)
+    label[:, :64] = 255
+    return logits.softmax(1), label
+
+schema = LabelSchema(tuple(f"class {c}" for c in range(19)), ignore_index=255, background=None)
+evaluation = SegmentationEvaluation(schema, boundary_width=3.0, detail=sys.argv[2] == "detail")
+for index in range(images):
+    evaluation.update(*scene(index), torch.tensor([index]))
+    if index == 1:
+        before = peak()
+result = evaluation.compute()
+assert len(result.cases) == images
+assert 0 < result.pooled["all"]["ece_top_label"] < 1
+print(before, peak())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory where Linux tells it")
+@pytest.mark.parametrize(
+    ("images", "detail"),
+    [(8, "plain"), pytest.param(100, "detail", marks=pytest.mark.slow)],
+    ids=["8", "100-detail"],
+)
+def test_memory_does_not_grow_with_the_images(images, detail):
+    process = subprocess.run([sys.executable, "-c", _PROCESS, str(images), detail], capture_output=True, text=True, timeout=1800, check=False)
+    assert process.returncode == 0, process.stderr
+    before, after = map(float, process.stdout.split())
+    # One image's probabilities are 152 MiB; what is kept of it is 26 KiB.
+    assert after < before + 30, f"{before:.0f} MiB after two images, {after:.0f} MiB after {images}"
+    print(f"{before:.0f} MiB after two images, {after:.0f} MiB after {images}")
