@@ -17,6 +17,7 @@ from densecal.data.card import Augmentation, DataCard, list_cards, load_card, ov
 if TYPE_CHECKING:
     from densecal.data.layouts import Case, find_cases
     from densecal.data.module import SegmentationData
+    from densecal.data.predictions import PredictedCase, PredictionFolder, PredictionProblem
     from densecal.data.validate import DataProblems, Problem, find_problems
 
 __all__ = [
@@ -24,6 +25,9 @@ __all__ = [
     "Case",
     "DataCard",
     "DataProblems",
+    "PredictedCase",
+    "PredictionFolder",
+    "PredictionProblem",
     "Problem",
     "SegmentationData",
     "find_cases",
@@ -38,6 +42,9 @@ _HOMES = {
     "Case": "layouts",
     "find_cases": "layouts",
     "DataProblems": "validate",
+    "PredictedCase": "predictions",
+    "PredictionFolder": "predictions",
+    "PredictionProblem": "predictions",
     "Problem": "validate",
     "find_problems": "validate",
     "SegmentationData": "module",

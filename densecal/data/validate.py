@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from densecal.data.card import DataCard
 from densecal.data.layouts import Case
-from densecal.data.volumes import read_nifti
+from densecal.data.volumes import corner_shift, read_nifti
 
 __all__ = ["CaseFacts", "DataProblems", "Problem", "find_problems", "survey"]
 
@@ -166,8 +166,7 @@ def _check_same_grid(image: Any, other: Any, image_name: str) -> None:
         raise _BadFileError(f"has the shape {other.shape[:3]}, but {image_name} has {image.shape[:3]}. Resample one onto the grid of the other.")
     if not np.isfinite(image.affine).all() or not np.isfinite(other.affine).all():
         raise _BadFileError(f"its affine or that of {image_name} has NaN or infinite entries. Copy a valid affine into both headers.")
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]], [1], indexing="ij"), dtype=float).reshape(4, -1)
-    shift = np.abs((image.affine - other.affine) @ corners).max()
+    shift = corner_shift(image.shape[:3], image.affine, other.affine)
     if shift > _SHIFT * min(image.header.get_zooms()[:3]):
         raise _BadFileError(
             f"lies elsewhere in space than {image_name}: the affines differ by up to {shift:.3g} mm. Copy the right affine into both headers."

@@ -1,14 +1,18 @@
-"""Read a NIfTI file whole, so that a damaged one is noticed."""
+"""NIfTI files: read whole, so that a damaged one is noticed, and placed in space."""
 
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 
-__all__ = ["read_nifti"]
+__all__ = ["corner_shift", "plane_names", "read_nifti"]
+
+_PLANES = {"L": "sagittal", "R": "sagittal", "P": "coronal", "A": "coronal", "I": "axial", "S": "axial"}
 
 
 def read_nifti(path: Path) -> Any:
@@ -20,8 +24,25 @@ def read_nifti(path: Path) -> Any:
         Exception: Whatever gzip or nibabel raises for a file that is missing, cut short, damaged or of another kind.
     """
     content = path.read_bytes()
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         content = gzip.decompress(content)
     header_size = (int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big"))
     kind = nib.Nifti2Image if 540 in header_size else nib.Nifti1Image
     return kind.from_bytes(content)
+
+
+def corner_shift(shape: Sequence[int], affine: np.ndarray, other: np.ndarray) -> float:
+    """How far apart two affines place a corner voxel of a volume of this shape, at most, in the affines' unit, along one axis."""
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in shape], [1], indexing="ij"), dtype=float).reshape(4, -1)
+    return float(np.abs((affine - other) @ corners).max())
+
+
+def plane_names(affine: np.ndarray) -> tuple[str, ...]:
+    """Name of the plane across each voxel axis; none where the affine does not tell.
+
+    Example:
+        >>> plane_names(np.diag([-1.0, 1.0, 2.0, 1.0]))
+        ('sagittal', 'coronal', 'axial')
+    """
+    codes = nib.aff2axcodes(affine)
+    return () if None in codes else tuple(_PLANES[code] for code in codes)
