@@ -1,117 +1,129 @@
-"""Charts of a report, drawn on their own ``Figure`` objects: pyplot's global state stays as it was."""
+"""Charts of a report beside the reliability diagrams, and the list of all that an evaluation has."""
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.figure import FigureBase
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-__all__ = ["DARK_ON_LIGHT", "REGION_TITLES", "Theme", "history_figures", "inline_svg", "png_bytes", "reliability_figure", "svg_text"]
+from densecal.metrics.evaluation import Evaluation
+from densecal.report.drawing import Chart, Panel, Theme, plain_text, style_axes
+from densecal.report.reliability import REGION_TITLES, draw_reliability_lines, expected_gap
 
-REGION_TITLES = {"all": "All voxels", "foreground": "In and near the structure", "boundary": "Along boundaries"}
+__all__ = [
+    "boundary_distance_chart",
+    "class_chart",
+    "classwise_errors",
+    "comparison_chart",
+    "history_charts",
+    "risk_coverage_chart",
+]
 
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a chart."""
-
-    ink: str = "#1c2733"
-    muted: str = "#5d6b7a"
-    grid: str = "#dfe4ea"
-    bar: str = "#3b7dd8"
-    gap: str = "#d9573f"
-    series: tuple[str, ...] = ("#3b7dd8", "#d9573f", "#2f9e6e", "#a06cd5", "#c28a1c")
+_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
 
-DARK_ON_LIGHT = Theme()
+def risk_coverage_chart(evaluation: Evaluation) -> Chart:
+    """Error rate among the most confident voxels, by how many are kept; one panel per region that has the curve."""
 
-# Colours that stand for CSS variables in a chart that is part of a page and follows its light or dark style.
-_PLACEHOLDERS = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--muted)",
-    "#030303": "var(--line)",
-    "#040404": "var(--bar)",
-    "#050505": "var(--gap)",
-    "#060606": "var(--series-3)",
-    "#070707": "var(--series-4)",
-    "#080808": "var(--series-5)",
-}
-IN_PAGE = Theme("#010101", "#020202", "#030303", "#040404", "#050505", ("#040404", "#050505", "#060606", "#070707", "#080808"))
+    def panel(region: str, curve: Mapping[str, Sequence[float]]) -> Panel:
+        title = REGION_TITLES.get(region, region)
 
+        def draw(figure: FigureBase, theme: Theme) -> None:
+            axes = figure.subplots()
+            _risk_axes(axes, f"Risk and coverage\n{title.lower()}", theme)
+            best, risk, coverage = (np.array(curve[key], dtype=float) for key in ("best_risk", "risk", "coverage"))
+            axes.fill_between(coverage, best, risk, color=theme.bar, alpha=0.15, linewidth=0, zorder=2)
+            axes.plot(coverage, risk, color=theme.bar, linewidth=1.8, label="least confident left out first", zorder=4)
+            axes.plot(coverage, best, color=theme.muted, linewidth=1.4, linestyle=(0, (4, 3)), label="best possible order", zorder=3)
+            axes.legend(loc="upper left", fontsize=9, frameon=False, labelcolor=theme.ink)
+            axes.set_ylim(0, _ceiling(risk))
 
-def reliability_figure(bins: Mapping[str, Mapping[str, Mapping[str, list]]], regions: Sequence[str], *, theme: Theme = DARK_ON_LIGHT) -> Figure:
-    """Top-label reliability diagrams side by side, each above the histogram of its confidence.
+        return Panel(f"Risk-coverage curve, {title.lower()}", draw)
 
-    Args:
-        bins: ``Evaluation.bins``.
-        regions: Regions to draw, from left to right.
-        theme: Colours.
-
-    Returns:
-        A figure of 4.6 x 5.2 inches per region.
-    """
-    figure = Figure(figsize=(4.6 * len(regions), 5.2), layout="constrained")
-    figure.patch.set_alpha(0)
-    grid = figure.subplots(2, len(regions), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
-    for column, region in enumerate(regions):
-        top_label = bins[region]["top_label"]
-        _reliability(grid[0, column], top_label, REGION_TITLES.get(region, region), theme)
-        _histogram(grid[1, column], top_label, theme)
-    return figure
+    return Chart("risk_coverage", tuple(panel(region, curve) for region, curve in risk_curves(evaluation).items()))
 
 
-def _arrays(bins: Mapping[str, list]) -> tuple[np.ndarray, ...]:
-    return tuple(np.array(bins[key], dtype=float) for key in ("edges", "count", "mean_confidence", "accuracy"))
+def risk_curves(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """Region -> its risk-coverage curve, where it has points."""
+    named = {region: f"risk_coverage{'' if region == 'all' else f'_{region}'}" for region in evaluation.pooled}
+    return {region: evaluation.curves[key] for region, key in named.items() if evaluation.curves.get(key, {}).get("coverage")}
 
 
-def _reliability(axes: Axes, bins: Mapping[str, list], title: str, theme: Theme) -> None:
-    edges, count, confidence, accuracy = _arrays(bins)
-    n = count.sum()
-    filled = count > 0
-    left, width = edges[:-1][filled], np.diff(edges)[filled]
-    conf, acc = confidence[filled], accuracy[filled]
-    axes.plot([0, 1], [0, 1], linestyle=(0, (4, 3)), color=theme.muted, linewidth=1.2, label="perfectly calibrated", zorder=4)
-    if n:
-        axes.bar(left, acc, width, align="edge", color=theme.bar, alpha=0.85, linewidth=0, label="accuracy", zorder=2)
-        axes.bar(left, conf - acc, width, bottom=acc, align="edge", color=theme.gap, alpha=0.45, linewidth=0, label="gap to confidence", zorder=3)
-        axes.plot(conf, acc, marker="o", markersize=4.5, linestyle="none", color=theme.ink, zorder=5, clip_on=False)
-    ece = f"ECE {np.sum(count[filled] * np.abs(acc - conf)) / n:.3f},  n = {int(n):,} voxels" if n else "nothing to count"
-    axes.set_title(f"{title}\n{ece}", color=theme.ink, fontsize=11)
-    axes.set_ylabel("Accuracy", color=theme.ink)
-    axes.set_ylim(0, 1)
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.legend(loc="upper left", fontsize=9, frameon=False, labelcolor=theme.ink)
-    _style(axes, theme)
+def boundary_distance_chart(curve: Mapping[str, Any]) -> Chart:
+    """Error rate and 1 - confidence by the distance from a reference boundary: one line where the model is calibrated everywhere."""
+
+    def draw(figure: FigureBase, theme: Theme) -> None:
+        axes = figure.subplots()
+        edges, count, accuracy, confidence = (np.array(curve[key], dtype=float) for key in ("edges", "count", "accuracy", "mean_confidence"))
+        filled = count > 0
+        steps = np.diff(edges)
+        last = steps[np.isfinite(steps)][-1] if np.isfinite(steps).any() else 1.0
+        middle = (edges[:-1] + np.where(np.isfinite(steps), steps, last) / 2)[filled]
+        error, doubt = 1 - accuracy[filled], 1 - confidence[filled]
+        axes.fill_between(middle, doubt, error, color=theme.gap, alpha=0.25, linewidth=0, label="miscalibration", zorder=2)
+        axes.plot(middle, error, linewidth=1.8, markersize=4, label="error rate", zorder=4, **theme.line(1))
+        axes.plot(middle, doubt, linewidth=1.8, markersize=4, label="1 − confidence", zorder=3, **theme.line(0))
+        axes.set_title("Errors by distance from a boundary", color=theme.ink, fontsize=11)
+        axes.set_xlabel(f"Distance from the reference's boundary ({curve['unit']})", color=theme.ink)
+        axes.yaxis.set_major_formatter(_PERCENT)
+        axes.set_ylim(0, _ceiling(np.concatenate([error, doubt])))
+        axes.set_xlim(left=0)
+        axes.legend(loc="upper right", fontsize=9, frameon=False, labelcolor=theme.ink, handlelength=3)
+        style_axes(axes, theme)
+
+    return Chart("boundary_distance", (Panel("Error rate and one minus confidence by distance from a boundary", draw),))
 
 
-def _histogram(axes: Axes, bins: Mapping[str, list], theme: Theme) -> None:
-    edges, count, confidence, _ = _arrays(bins)
-    n = count.sum()
-    axes.bar(edges[:-1], count / max(n, 1), np.diff(edges), align="edge", color=theme.muted, alpha=0.7, linewidth=0, zorder=2)
-    if n:
-        axes.axvline(float(np.nansum(confidence * count) / n), color=theme.gap, linewidth=1.4, zorder=3)
-        axes.set_yscale("log")
-        axes.set_ylim(min(1e-3, 0.5 * count[count > 0].min() / n), 1.5)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-        axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        axes.set_ylim(0, 1)
-        axes.set_yticks([])
-    axes.set_xlim(0, 1)
-    axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_ylabel("Voxels\n(log scale)", color=theme.ink)
-    axes.set_xlabel("Confidence (line: mean)", color=theme.ink)
-    _style(axes, theme)
+def class_chart(evaluation: Evaluation) -> Chart:
+    """Overlap and classwise calibration error of every class as bars."""
+    names = evaluation.class_names
+    overlap = {title: [evaluation.mean[f"{key}/{name}"] for name in names] for key, title in (("dice", "Dice"), ("iou", "IoU"))}
+    errors = {REGION_TITLES.get(region, region): classwise_errors(evaluation, region) for region in evaluation.bins}
+    panels = (
+        Panel("Dice and IoU per class", lambda figure, theme: _bars(figure, names, overlap, "Overlap, mean over cases", 1.0, theme)),
+        Panel("Classwise ECE per class", lambda figure, theme: _bars(figure, names, errors, "Classwise ECE, pooled", None, theme)),
+    )
+    return Chart("classes", panels, height=1.3 + len(names) * (0.3 if len(names) > 8 else 0.5))
+
+
+def classwise_errors(evaluation: Evaluation, region: str) -> list[float]:
+    """Expected calibration error of each class's probability."""
+    bins = evaluation.bins[region]["classwise"]
+    return [
+        expected_gap({"edges": bins["edges"], **{key: bins[key][c] for key in ("count", "mean_confidence", "accuracy")}})
+        for c in range(len(evaluation.class_names))
+    ]
+
+
+def comparison_chart(evaluations: Mapping[str, Evaluation], region: str) -> Chart:
+    """Reliability curves of all models in one diagram, and their risk-coverage curves in another where they have them."""
+    title = REGION_TITLES.get(region, region)
+    bins = {name: evaluation.bins[region]["top_label"] for name, evaluation in evaluations.items()}
+    curves = {name: curve[region] for name, evaluation in evaluations.items() if region in (curve := risk_curves(evaluation))}
+
+    def reliability(figure: FigureBase, theme: Theme) -> None:
+        draw_reliability_lines(figure.subplots(), bins, f"Reliability\n{title.lower()}", theme)
+
+    def risk(figure: FigureBase, theme: Theme) -> None:
+        axes = figure.subplots()
+        _risk_axes(axes, f"Risk and coverage\n{title.lower()}", theme)
+        for i, name in enumerate(evaluations):
+            if name in curves:
+                coverage, values = (np.array(curves[name][key], dtype=float) for key in ("coverage", "risk"))
+                axes.plot(coverage, values, linewidth=1.6, markersize=4.5, markevery=0.12, label=plain_text(name), **theme.line(i))
+        axes.set_ylim(0, _ceiling(np.concatenate([np.array(curve["risk"], dtype=float) for curve in curves.values()])))
+        axes.legend(loc="upper left", fontsize=8.5, frameon=False, labelcolor=theme.ink, handlelength=3)
+
+    panels = [Panel(f"Reliability curves of all models, {title.lower()}", reliability)]
+    if curves:
+        panels.append(Panel(f"Risk-coverage curves of all models, {title.lower()}", risk))
+    return Chart("comparison", tuple(panels), width=5.0, height=4.8)
 
 
 _HISTORY: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
@@ -121,52 +133,79 @@ _HISTORY: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
 )
 
 
-def history_figures(history: Sequence[Mapping[str, Any]], *, theme: Theme = DARK_ON_LIGHT) -> list[tuple[str, Figure]]:
+def history_charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Curves over epochs: losses, validation Dice, validation ECE; only those that the history has.
 
     Args:
         history: One row per epoch with ``epoch`` (else its place counts) and any of ``train/loss``, ``val/dice``, ``val/ece``, ``val/ece_foreground``, ...
             Missing and non-finite values are left out.
-        theme: Colours.
 
     Returns:
-        Name and figure of each chart.
+        ``history_loss``, ``history_dice``, ``history_ece``.
     """
-    epochs = [float(row.get("epoch", i)) for i, row in enumerate(history)]
+    epochs = np.array([float(row.get("epoch", i)) for i, row in enumerate(history)])
     charts = []
     for title, name, wanted in _HISTORY:
         keys = [key for key in dict.fromkeys(key for row in history for key in row) if wanted(key)]
-        curves = {}
-        for key in keys:
-            values = np.array([_number(row.get(key)) for row in history])
-            if np.isfinite(values).any():
-                curves[key] = values
-        if not curves:
-            continue
-        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-        figure.patch.set_alpha(0)
+        values = {key: np.array([_number(row.get(key)) for row in history]) for key in keys}
+        curves = {key: (epochs[there], column[there]) for key, column in values.items() if (there := np.isfinite(column)).any()}
+        if curves:
+            charts.append(Chart(f"history_{name}", (_history_panel(title, curves, from_zero=name == "ece"),), height=3.0))
+    return charts
+
+
+def _history_panel(title: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, from_zero: bool) -> Panel:
+    def draw(figure: FigureBase, theme: Theme) -> None:
         axes = figure.subplots()
-        for i, (key, values) in enumerate(curves.items()):
-            there = np.isfinite(values)
-            marker = "o" if there.sum() < 30 else ""
-            axes.plot(
-                np.array(epochs)[there],
-                values[there],
-                color=theme.series[i % len(theme.series)],
-                linewidth=1.6,
-                marker=marker,
-                markersize=3,
-                label=key,
-            )
-        if name == "ece":
+        for i, (key, (epoch, values)) in enumerate(curves.items()):
+            look = theme.line(i) | ({} if len(values) < 30 else {"marker": ""})
+            axes.plot(epoch, values, linewidth=1.6, markersize=3, label=plain_text(key), **look)
+        if from_zero:
             axes.set_ylim(bottom=0)
         axes.set_title(title, color=theme.ink, fontsize=11)
         axes.set_xlabel("Epoch", color=theme.ink)
-        axes.legend(fontsize=9, frameon=False, labelcolor=theme.ink)
+        axes.legend(fontsize=9, frameon=False, labelcolor=theme.ink, handlelength=3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _style(axes, theme)
-        charts.append((name, figure))
-    return charts
+        style_axes(axes, theme)
+
+    return Panel(f"{title} per epoch", draw)
+
+
+def _bars(figure: FigureBase, names: Sequence[str], series: Mapping[str, Sequence[float]], title: str, end: float | None, theme: Theme) -> None:
+    """Horizontal bars, classes from top to bottom, one bar per series; a class without a value is said to have none."""
+    axes = figure.subplots()
+    place, height = np.arange(len(names)), 0.8 / len(series)
+    for i, (label, values) in enumerate(series.items()):
+        at = place - 0.4 + height * (i + 0.5)
+        numbers = np.array(values, dtype=float)
+        axes.barh(at, np.nan_to_num(numbers), height, color=theme.series[i], alpha=(1, 0.65, 0.85)[i % 3], linewidth=0, label=label, zorder=2)
+    for c in np.flatnonzero(np.isnan(np.array(list(series.values()), dtype=float)).all(0)).tolist():
+        axes.text(0.01, c, "not in the data", transform=axes.get_yaxis_transform(), va="center", fontsize=8.5, color=theme.muted)
+    axes.set_yticks(place, [plain_text(name, max_length=18) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlim(0, end)
+    axes.set_title(title, color=theme.ink, fontsize=11)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5, frameon=False, labelcolor=theme.ink)
+    style_axes(axes, theme)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0, labelcolor=theme.ink)
+
+
+def _risk_axes(axes: Axes, title: str, theme: Theme) -> None:
+    axes.set_title(title, color=theme.ink, fontsize=11)
+    axes.set_xlabel("Coverage: share kept, most confident first", color=theme.ink)
+    axes.set_ylabel("Error rate among those kept", color=theme.ink)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_formatter(_PERCENT)
+    style_axes(axes, theme)
+
+
+def _ceiling(values: np.ndarray) -> float:
+    """End of an axis that starts at 0, with room for a legend above the highest value."""
+    finite = values[np.isfinite(values)]
+    return 1.3 * float(finite.max()) if finite.size and finite.max() > 0 else 0.01
 
 
 def _number(value: Any) -> float:
@@ -174,53 +213,3 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
-
-
-def _style(axes: Axes, theme: Theme) -> None:
-    axes.patch.set_alpha(0)
-    axes.grid(color=theme.grid, linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=theme.muted, labelsize=9, which="both")
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(theme.muted)
-
-
-def png_bytes(figure: Figure, *, dpi: int = 150) -> bytes:
-    """The figure on white, as a file."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=dpi, facecolor="white")
-    return buffer.getvalue()
-
-
-def svg_text(figure: Figure) -> str:
-    """The figure on white, as a standalone SVG file."""
-    buffer = io.BytesIO()
-    FigureCanvasSVG(figure).print_figure(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    return buffer.getvalue().decode()
-
-
-def inline_svg(figure: Figure, *, label: str, prefix: str) -> str:
-    """The figure as an ``<svg>`` element of a page, in the page's colours; draw it with the theme ``IN_PAGE``.
-
-    Args:
-        figure: The chart.
-        label: What a screen reader says.
-        prefix: Put before every id, so that charts of one page do not mix.
-
-    Returns:
-        The element, without a fixed size.
-    """
-    buffer = io.BytesIO()
-    FigureCanvasSVG(figure).print_figure(buffer, format="svg", facecolor="none", metadata={"Date": None})
-    text = buffer.getvalue().decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()  # type: ignore[union-attr]
-    text = re.sub(r"<svg[^>]*>", f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}" class="chart">', text, count=1)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'xlink:href="#', f'href="#{prefix}-', text)
-    text = text.replace("url(#", f"url(#{prefix}-")
-    for color, variable in _PLACEHOLDERS.items():
-        text = text.replace(color, variable)
-    return text

@@ -9,13 +9,14 @@ import json
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import densecal
 from densecal.labels import LabelSchema
 from densecal.metrics.evaluation import Evaluation
 
-__all__ = ["SCHEMA_VERSION", "cases_csv", "jsonable", "summary"]
+__all__ = ["SCHEMA_VERSION", "cases_csv", "hex_color", "jsonable", "named_cases", "provenance", "summary", "to_json"]
 
 SCHEMA_VERSION = 1
 """Raised when a key of ``summary.json`` changes its meaning or goes."""
@@ -39,14 +40,18 @@ def summary(
     - ``notes``: sentences that a reader must know.
     - ``split``: which cases were evaluated, as given in the facts, else null.
     - ``classes``: per class ``index``, ``name``, ``color`` (``#rrggbb``), ``foreground`` (whether foreground means count it).
-    - ``settings``: ``num_bins``, ``foreground_radius`` in voxels, ``ignore_index``.
+    - ``settings``: how it was measured, see :class:`densecal.metrics.results.Settings`, and ``ignore_index``.
     - ``definitions``: key -> one sentence that says how the number is computed.
     - ``mean``: scores per case averaged over cases; ``num_defined``: how many cases have the score.
-    - ``pooled``: per region (``all``, ``foreground``) ``ece_top_label``, ``ece_classwise``, ``nll``, ``brier``, ``accuracy``, ``num_voxels``.
+    - ``fine_grained``: accuracy, IoU and Dice over the data set, per image, per class and of the worst images.
+    - ``pooled``: per region (``all``, ``foreground``, ``boundary``) ``ece_top_label``, ``ece_classwise``, ``nll``, ``brier``, ``accuracy``, ..., ``num_voxels``.
+    - ``intervals``: key -> ``[low, high]``, 95 % bootstrap interval over cases of the number of that key in ``mean`` or, pooled, as
+      ``Evaluation.scalars`` names it (``ece_foreground`` is ``ece_top_label`` of ``pooled.foreground``); may be empty.
+    - ``curves``: ``risk_coverage``, ``risk_coverage_foreground``, ``boundary_distance``, those that there are.
     - ``bins``: per region and kind (``top_label``, ``classwise``) ``edges``, ``count``, ``mean_confidence``, ``accuracy``.
     - ``cases``: one row per case, ``case_id`` and its scores.
 
-    Undefined numbers are null.
+    Undefined numbers are null. ``docs/summary.md`` describes every key.
 
     Args:
         evaluation: The results.
@@ -59,6 +64,24 @@ def summary(
         Plain dicts, lists, strings and finite numbers.
     """
     content = {
+        **provenance(schema, facts, notes),
+        "settings": asdict(evaluation.settings) | {"ignore_index": schema.ignore_index},
+        "definitions": evaluation.definitions,
+        "mean": evaluation.mean,
+        "num_defined": evaluation.num_defined,
+        "fine_grained": evaluation.fine_grained,
+        "pooled": evaluation.pooled,
+        "intervals": evaluation.intervals,
+        "curves": evaluation.curves,
+        "bins": evaluation.bins,
+        "cases": named_cases(evaluation, case_ids),
+    }
+    return jsonable(content)
+
+
+def provenance(schema: LabelSchema, facts: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    """What every file of results starts with: who wrote it, what was run, which classes."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "densecal_version": densecal.__version__,
         "run": {key: value for key, value in facts.items() if key not in ("notes", "split")},
@@ -68,15 +91,7 @@ def summary(
             {"index": c, "name": name, "color": hex_color(schema.palette[c]), "foreground": c in schema.foreground}
             for c, name in enumerate(schema.names)
         ],
-        "settings": {"num_bins": evaluation.num_bins, "foreground_radius": evaluation.foreground_radius, "ignore_index": schema.ignore_index},
-        "definitions": evaluation.definitions,
-        "mean": evaluation.mean,
-        "num_defined": evaluation.num_defined,
-        "pooled": evaluation.pooled,
-        "bins": evaluation.bins,
-        "cases": named_cases(evaluation, case_ids),
     }
-    return jsonable(content)
 
 
 def named_cases(evaluation: Evaluation, case_ids: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -1,21 +1,28 @@
 """The files of a report: whole, self-contained, readable by programs."""
 
+import base64
 import csv
+import hashlib
 import json
 import re
 import warnings
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
 from cases import make_case
+from evaluations import blobs, examples, full_evaluation
 from matplotlib import pyplot
 
 from densecal.labels import LabelSchema
 from densecal.metrics import SegmentationEvaluation
 from densecal.report import SCHEMA_VERSION, Example, page, write_report
+from densecal.report.drawing import Chart
+from densecal.report.slices import PANELS
+from densecal.report.summary import summary
 
 SCHEMA = LabelSchema(("background", "anterior", "posterior"))
 FACTS = {
@@ -47,6 +54,13 @@ def run(tmp_path_factory):
     return folder, evaluation
 
 
+@pytest.fixture
+def no_charts(monkeypatch):
+    """For tests of words and numbers: drawing takes a second per page."""
+    monkeypatch.setattr(Chart, "save", lambda self, folder: None)
+    monkeypatch.setattr(Chart, "inline", lambda self: [])
+
+
 class Links(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -73,9 +87,11 @@ class Links(HTMLParser):
 def test_write_report_leaves_every_file_and_no_other(run):
     folder, _ = run
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    charts = ["history_dice", "history_ece", "history_loss", "reliability"]
+    charts = ["classes", "dataset_reliability", "history_dice", "history_ece", "history_loss", "reliability"]
     pictures = [f"figures/{name}.{kind}" for name in charts for kind in ("png", "svg")]
-    assert names == sorted(["cases.csv", "report.html", "summary.json", "figures/example_case_0.png", "figures/example_case_1.png", *pictures])
+    assert names == sorted(
+        ["cases.csv", "report.html", "summary.json", "table.md", "table.tex", "figures/example_case_0.png", "figures/example_case_1.png", *pictures]
+    )
 
 
 def test_write_report_page_asks_for_nothing_outside(run):
@@ -86,8 +102,12 @@ def test_write_report_page_asks_for_nothing_outside(run):
     assert all(target.startswith(("#", "data:")) for target in links.targets)
     assert not re.search(r"url\((?!#)", html)
     assert "@import" not in html
-    assert "<script" not in html
-    assert links.images == 2 * 3 * 4
+    assert links.images == 2 * 3 * len(PANELS)
+    # The page's own policy allows its one script, and nothing from outside.
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)[1]
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+    assert "default-src 'none'" in policy
     # References inside the charts find their targets, and only one of each.
     used = {target[1:] for target in links.targets if target.startswith("#")} | set(re.findall(r"url\(#([^)]+)\)", html))
     assert used <= set(links.ids)
@@ -120,21 +140,8 @@ def test_write_report_summary_is_strict_json_with_every_key(run):
 
     content = json.loads((folder / "summary.json").read_text(), parse_constant=refuse)
     assert content["schema_version"] == SCHEMA_VERSION
-    assert set(content) == {
-        "schema_version",
-        "densecal_version",
-        "run",
-        "notes",
-        "split",
-        "classes",
-        "settings",
-        "definitions",
-        "mean",
-        "num_defined",
-        "pooled",
-        "bins",
-        "cases",
-    }
+    assert set(content) <= set(re.findall(r"- ``(\w+)``", summary.__doc__)) | {"num_defined"}
+    assert content["intervals"] == content["curves"] == {}
     assert content["notes"] == ["A demonstration.", "Too small to mean anything."]
     assert content["classes"][1] == {"index": 1, "name": "anterior", "color": "#e69f00", "foreground": True}
     assert content["mean"]["dice"] == evaluation.mean["dice"]
@@ -189,7 +196,7 @@ def test_write_report_leaves_pyplot_as_it_was(tmp_path):
     assert dict(matplotlib.rcParams) == settings
 
 
-def test_write_report_too_few_case_ids(tmp_path):
+def test_write_report_too_few_case_ids(tmp_path, no_charts):
     evaluation, _ = evaluated()
     with pytest.raises(ValueError, match="Expected `case_ids` to name every case"):
         write_report(tmp_path, evaluation, SCHEMA, {}, case_ids=["a"])
@@ -198,15 +205,105 @@ def test_write_report_too_few_case_ids(tmp_path):
 def test_write_report_worst_case_first(run):
     html = (run[0] / "report.html").read_text()
     table = html[html.index("Per case, worst first") : html.index("Training</h2>")]
-    order = [int(i) for i in re.findall(r"<td>case/(\d)</td>", table)]
+    order = [int(i) for i in re.findall(r'data-value="case/(\d)"', table)]
+    assert len(order) == 3
     dice = [run[1].cases[i]["dice"] for i in order]
     assert dice == sorted(dice)
 
 
-def test_write_report_numpy_facts(tmp_path):
+def test_write_report_numpy_facts(tmp_path, no_charts):
     evaluation, _ = evaluated(batch=1)
     facts = {"lr": np.float32(0.5), "seeds": (np.int64(1), 2), "folder": tmp_path, "resumed": False, "nothing": None}
     html = write_report(tmp_path, evaluation, SCHEMA, facts).read_text()
     assert "<dd>0.5</dd>" in html
     assert "<dd>1, 2</dd>" in html
     assert "<dd>no</dd>" in html
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    schema = LabelSchema(("background", "left <b>lobe</b>", "a $x_1$ & b", "never --> there"))
+    probs, label = blobs(schema, (14, 16, 12), 4)
+    evaluation = full_evaluation(schema, probs, label)
+    names = [f"<i>case</i> {i} $ _" for i in range(4)]
+    folder = tmp_path_factory.mktemp("full")
+    write_report(folder, evaluation, schema, {"title": "Full"}, examples(schema, probs, label, names[:2]), case_ids=names)
+    return folder, evaluation, schema
+
+
+def test_write_report_shows_all_that_is_there(full):
+    folder, evaluation, _ = full
+    html = (folder / "report.html").read_text()
+    names = {path.stem for path in (folder / "figures").glob("*.svg")}
+    assert names == {"reliability", "dataset_reliability", "risk_coverage", "boundary_distance", "classes"}
+    for text in (
+        "Along boundaries",
+        "Maximum calibration error",
+        "Hausdorff distance, 95 %",
+        "Worst 10 % of images",
+        "95 % interval",
+        "of the errors lie right at a boundary",
+    ):
+        assert text in html
+    low, high = evaluation.intervals["dice"]
+    assert f"{evaluation.mean['dice']:.3f} ({low:.2f} to {high:.2f})" in html
+    assert "Along boundaries" in (folder / "table.md").read_text()
+
+
+def test_write_report_escapes_names_everywhere(full):
+    html = (full[0] / "report.html").read_text()
+    links = Links()
+    links.feed(html)
+    assert links.open == []
+    assert "<b>lobe" not in html
+    assert "<i>case" not in html
+    assert "left &lt;b&gt;lobe&lt;/b&gt;" in html
+    assert "a $x_1$ &amp; b" in html
+
+
+def test_summary_has_only_documented_keys(full):
+    folder, _, schema = full
+    page = (Path(__file__).parents[2] / "docs" / "summary.md").read_text()
+    documented = {key.strip() for quoted in re.findall(r"`([^`]+)`", page) for key in quoted.split(",")}
+    regions = {"all", "foreground", "boundary"}
+
+    def keys(value):
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield key
+                yield from keys(item)
+        elif isinstance(value, list):
+            for item in value:
+                yield from keys(item)
+
+    content = json.loads((folder / "summary.json").read_text())
+    del content["definitions"], content["run"]
+    for key in set(keys(content)) - regions:
+        for name in schema.names:
+            key = key.replace(f"/{name}", "/<class>")
+        general = re.sub(r"_(foreground|boundary)$", "", key) if key not in documented else key
+        # A pooled measure is named by its region, `ece` is the top-label one.
+        assert {key, general, "ece_top_label" if general == "ece" else general} & documented, key
+    assert set(content) <= set(re.findall(r"``(\w+)``", summary.__doc__))
+
+
+def test_summary_keeps_intervals_and_curves(full):
+    folder, evaluation, _ = full
+    content = json.loads((folder / "summary.json").read_text())
+    assert content["intervals"]["ece_foreground"] == list(evaluation.intervals["ece_foreground"])
+    assert content["curves"]["boundary_distance"]["unit"] == "mm"
+    assert content["curves"]["risk_coverage"] == evaluation.curves["risk_coverage"]
+
+
+def test_write_report_of_images_speaks_of_pixels(tmp_path, no_charts):
+    probs, label = blobs(SCHEMA, (20, 24), 3)
+    html = write_report(tmp_path, full_evaluation(SCHEMA, probs, label), SCHEMA, {}).read_text()
+    assert "Number of pixels" in html
+    assert not re.search(r"[^_/]voxels", re.sub(r"<dt>.*?</dt>", "", html))
+
+
+def test_write_report_shows_the_worst_example_first(tmp_path, no_charts):
+    evaluation, shown = evaluated(batch=2)
+    best_first = sorted(shown, key=lambda example: -evaluation.cases[int(example.case_id[-1])]["dice"])
+    html = write_report(tmp_path, evaluation, SCHEMA, {}, best_first, case_ids=["case/0", "case/1"]).read_text()
+    assert re.findall(r"<h3>(case/\d)", html) == [example.case_id for example in reversed(best_first)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densecal.labels import LabelSchema
-from densecal.report.slices import PANELS, Example, slice_panels
+from densecal.report.slices import ERROR_COLORS, PANELS, Example, slice_panels
 
 SCHEMA = LabelSchema(("background", "lesion"), palette=((0, 0, 0), (200, 0, 0)))
 
@@ -68,6 +68,18 @@ def test_slice_panels_ignored_is_grey_in_hard_and_soft_references():
     for label in (hard, soft):
         panel = slice_panels(Example("a", np.zeros(shape), label, np.full((2, *shape), 0.5)), SCHEMA)[0]
         assert (panel.images[1] == 128).all()
+
+
+def test_slice_panels_errors_stand_out_by_confidence():
+    label = np.array([[0, 0, 0, SCHEMA.ignore_index]])
+    lesion = np.array([[0.1, 0.6, 0.95, 0.95]])  # right, wrong in doubt, wrong and sure, ignored
+    panel = slice_panels(Example("a", np.ones((1, 4)), label, np.stack([1 - lesion, lesion])), SCHEMA)[0]
+    picture = panel.images[PANELS.index("Error")].astype(int)
+    right, doubtful, sure, ignored = (picture[0, picture.shape[1] * (2 * i + 1) // 8] for i in range(4))
+    assert len({*right}) == 1  # grey
+    assert tuple(sure) == tuple(ERROR_COLORS["wrong with a confidence above 0.9"])
+    assert abs(doubtful - ERROR_COLORS["wrong"]).max() < 40
+    assert tuple(ignored) == (128, 128, 128)
 
 
 @pytest.mark.parametrize(
