@@ -2,20 +2,26 @@
 
 ``from densecal.integrations.monai import DiceCELoss`` in place of ``from monai.losses import DiceCELoss`` is the whole change. What comes with it: labels
 to ignore, half precision, ``torch.compile``, soft labels, named parts by ``.terms``. MONAI itself is not imported.
+
+:class:`MetricHandler` goes the other way: any metric of this package in a MONAI workflow, or on an Ignite engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from densecal.checks import check_choice, check_non_negative
+from densecal.integrations.named_values import named_values
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
+from densecal.ops.activation import probabilities
 from densecal.ops.overlap import overlap_sums
 from densecal.ops.reduction import REDUCTIONS, reduce
 from densecal.ops.soft_cross_entropy import soft_cross_entropy
@@ -26,7 +32,7 @@ from densecal.terms.cross_entropy import CrossEntropy
 from densecal.terms.erf_gaussian import ErfGaussianPenalty
 from densecal.terms.neighbour import NeighbourPenalty
 
-__all__ = ["DiceCELoss", "DiceLoss", "NACLLoss", "TverskyLoss"]
+__all__ = ["DiceCELoss", "DiceLoss", "MetricHandler", "NACLLoss", "TverskyLoss"]
 
 
 class NACLLoss(CompoundLoss):
@@ -268,6 +274,126 @@ class DiceCELoss(CompoundLoss):
         )
         ce = _CrossEntropy(weight, label_smoothing, reduction)
         super().__init__(_Labels(to_onehot_y, ignore_index), {"dice": {"weight": lambda_dice, "term": dice}, "ce": {"weight": lambda_ce, "term": ce}})
+
+
+class MetricHandler:
+    """A metric of this package on an Ignite engine, such as MONAI's ``SupervisedEvaluator``: its value is in ``engine.state.metrics`` at the end of an epoch.
+
+    In a MONAI workflow it is a ``key_val_metric`` or one of ``additional_metrics``, under the name given there, or one of ``val_handlers``, under its own
+    ``name``. Put it before ``MetricsSaver`` or ``StatsHandler``. It takes whole batches and, as MONAI decollates them, lists of images of any sizes. Over
+    several processes the value is that of all of them together.
+
+    Args:
+        metric: The metric; it is reset when an epoch starts, and moved to the device of the predictions.
+        name: Where the value goes, unless :meth:`attach` says. A metric with several named values writes each under ``<name>_<its name>``.
+        output_transform: Takes ``engine.state.output`` and returns what the metric's ``update`` takes, in its order: predictions, labels, perhaps a mask; each
+            a tensor with a batch axis, or a list of tensors without one. ``monai.handlers.from_engine(["pred", "label"])`` is one. By default the entries
+            ``"pred"`` and ``"label"`` of a dict, or of a list of dicts.
+        from_logits: The predictions are logits, which become probabilities as the metric's ``activation`` says (softmax where it has none). False: they are
+            probabilities, as after ``Activationsd(keys="pred", softmax=True)``.
+        save_details: Feed the metric image by image and keep the value of each in ``engine.state.metric_details``, for ``MetricsSaver``:
+            ``(images, values)``, as for example the calibration error within each image. Not for metrics with several named values.
+
+    Raises:
+        TypeError: If ``metric`` is not a ``torchmetrics.Metric``.
+
+    Example:
+        >>> from ignite.engine import Engine
+        >>> from densecal.metrics import ExpectedCalibrationError
+        >>> engine = Engine(lambda engine, batch: {"pred": batch, "label": torch.tensor([[0, 1]])})
+        >>> MetricHandler(ExpectedCalibrationError(), "ece").attach(engine)
+        >>> engine.run([torch.tensor([[[0.8, 0.8], [0.2, 0.2]]])]).metrics["ece"]  # confidence 0.8, one of two right
+        0.300...
+    """
+
+    def __init__(
+        self,
+        metric: Metric,
+        name: str | None = None,
+        *,
+        output_transform: Callable[[Any], Sequence[Any]] | None = None,
+        from_logits: bool = False,
+        save_details: bool = False,
+    ) -> None:
+        if not isinstance(metric, Metric):
+            raise TypeError(f"Expected `metric` to be a torchmetrics.Metric, as those of densecal.metrics, but got {type(metric).__name__}.")
+        self.metric, self.name, self.from_logits, self.save_details = metric, name, from_logits, save_details
+        self.output_transform = _pred_and_label if output_transform is None else output_transform
+        self.details: list[Tensor] = []
+
+    def attach(self, engine: Any, name: str | None = None) -> None:
+        """Follow the epochs of an engine.
+
+        Args:
+            engine: Ignite engine.
+            name: Where the value goes in ``engine.state.metrics``; by default the handler's own name.
+
+        Raises:
+            ImportError: If Ignite is not installed.
+            ValueError: If there is no name.
+        """
+        try:
+            from ignite.engine import Events
+        except ImportError as error:
+            raise ImportError("MetricHandler follows an Ignite engine, and Ignite is not installed. Run `pip install pytorch-ignite`.") from error
+        self.name = self.name if name is None else name
+        if self.name is None:
+            raise ValueError(
+                "Expected a name for the metric's value, but got none. Give MetricHandler a `name`, or attach it as a key or additional metric."
+            )
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _start(self, engine: Any) -> None:
+        self.metric.reset()
+        self.details = []
+
+    @torch.no_grad()
+    def _update(self, engine: Any) -> None:
+        for prediction, *rest in self._parts(self.output_transform(engine.state.output)):
+            if self.metric.device != prediction.device:
+                self.metric.to(prediction.device)
+            if self.from_logits:
+                prediction = probabilities(prediction, getattr(self.metric, "activation", "softmax"))
+            if self.save_details:
+                value = self.metric(prediction, *rest)  # adds the image and returns its own value
+                if not isinstance(value, Tensor):
+                    raise TypeError(
+                        f"Expected one value or one per class for `save_details`, but {type(self.metric).__name__} has several named ones."
+                    )
+                self.details.append(value.reshape(1, -1))
+            else:
+                self.metric.update(prediction, *rest)
+
+    def _finish(self, engine: Any) -> None:
+        assert self.name is not None  # attach() has checked
+        values = named_values(self.name, self.metric.compute())
+        engine.state.metrics |= {key: one.item() if one.ndim == 0 else one.cpu() for key, one in values.items()}
+        if self.save_details:
+            if not hasattr(engine.state, "metric_details"):
+                engine.state.metric_details = {}
+            engine.state.metric_details[self.name] = self._all_details()
+
+    def _parts(self, output: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """What goes into one update each: a batch, or an image where images come in a list or are looked at one by one."""
+        if self.save_details or any(isinstance(part, (list, tuple)) for part in output):
+            yield from zip(*(part.split(1) if isinstance(part, Tensor) else [one.unsqueeze(0) for one in part] for part in output), strict=True)
+        else:
+            yield tuple(output)
+
+    def _all_details(self) -> Tensor:
+        """Of all processes, rank by rank, as MONAI gathers the names of files."""
+        details = torch.cat(self.details) if self.details else torch.zeros(0, 1, dtype=torch.float64, device=self.metric.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            details = torch.cat([part for part in gather_all_tensors(details) if len(part)] or [details])
+        return details.cpu()
+
+
+def _pred_and_label(output: Any) -> tuple[Any, Any]:
+    if isinstance(output, Mapping):
+        return output["pred"], output["label"]
+    return [one["pred"] for one in output], [one["label"] for one in output]
 
 
 class _Labels(Target):

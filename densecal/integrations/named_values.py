@@ -1,0 +1,31 @@
+"""What a metric computes, as numbers with names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densecal.metrics.evaluation import Evaluation
+
+__all__ = ["named_values"]
+
+
+def named_values(name: str, value: Any) -> dict[str, Tensor]:
+    """One entry under the name of the metric or, where it has several named values, one each under ``<name>_<its name>``.
+
+    Args:
+        name: Name of the metric.
+        value: What its ``compute`` returned: a tensor, a mapping of them, or an :class:`densecal.metrics.Evaluation`, of which the scalars are taken.
+
+    Example:
+        >>> named_values("overlap", {"iou": torch.tensor(0.5)})
+        {'overlap_iou': tensor(0.5000)}
+    """
+    if isinstance(value, Evaluation):
+        value = value.scalars()
+    if isinstance(value, Mapping):
+        return {f"{name}_{key}": torch.as_tensor(one) for key, one in value.items()}
+    return {name: value}
