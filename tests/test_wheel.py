@@ -83,7 +83,7 @@ def test_wheel_holds_the_configs_and_the_cards(content):
 
 
 def test_wheel_holds_every_module_and_template(content):
-    source = {str(path.relative_to(ROOT)) for path in (ROOT / "densecal").rglob("*") if path.suffix in (".py", ".j2")}
+    source = {str(path.relative_to(ROOT)) for path in (ROOT / "densecal").rglob("*") if path.suffix in (".py", ".j2", ".css", ".js")}
     assert source <= set(content)
 
 
@@ -93,7 +93,7 @@ def test_wheel_holds_nothing_else(content):
     assert {name.partition("/")[0] for name in content} == {"densecal", info}
     parts = {part for name in content for part in name.split("/")}
     assert not {part for part in parts if part.startswith(".") or part in ("tests", "__pycache__", "tools", "runs")}
-    assert {Path(name).suffix for name in content if name.startswith("densecal/")} <= {".py", ".j2", ".yaml", ".md", ".typed", ".json"}
+    assert {Path(name).suffix for name in content if name.startswith("densecal/")} <= {".py", ".j2", ".css", ".js", ".yaml", ".md", ".typed", ".json"}
 
 
 def test_wheel_names_no_folder_of_this_machine(content):

@@ -251,7 +251,7 @@ def _nearest_key(config: DictConfig, key: str) -> str:
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    if not isinstance(config, DictConfig):
+    if not isinstance(config, DictConfig) or config._is_none():
         return
     for name in map(str, config):
         if name in ("_target_", "_partial_", "hydra"):

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import nibabel as nib
 import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from densecal.data import Case, DataCard, SegmentationData, override_card
-from densecal.data.dataset import CaseDataset
-from densecal.inference import Prediction, Predictor, write_prediction
+from densecal.cli.facts import minutes, target_name, training_facts
+from densecal.data import DataCard, PredictedCase, SegmentationData
+from densecal.inference import Predictor, RunCases, write_prediction
 from densecal.metrics import Evaluation, SegmentationEvaluation
 from densecal.report import Example, write_report
 from densecal.runs import read_record
 from densecal.tasks import History, SegmentationTask
 
-__all__ = ["evaluate_run"]
+__all__ = ["add_case", "evaluate_run", "print_scores", "telling_examples"]
 
-_PLANES = {"L": "sagittal", "R": "sagittal", "P": "coronal", "A": "coronal", "I": "axial", "S": "axial"}
+BOUNDARY_WIDTH = 3.0
+"""Of the region along boundaries in a run's report, in voxels."""
+SURFACE_TOLERANCE = 1.0
+"""Up to this distance a surface counts as found in a run's report, in mm."""
 
 
 def evaluate_run(folder: Path, data: SegmentationData, config: DictConfig, *, task: SegmentationTask, trainer: L.Trainer, history: History) -> None:
@@ -36,46 +38,60 @@ def evaluate_run(folder: Path, data: SegmentationData, config: DictConfig, *, ta
         print("Nothing to test on: the card leaves no cases for testing or validation.")
         return
     checkpoint = config.evaluate if data.splits["val"] else "last"
-    predictor = Predictor.from_run(folder, checkpoint, trainer.strategy.root_device)
-    cases = data.splits[split]
-    references = CaseDataset(cases, override_card(data.card, {"spacing": None, "orientation": None}), train=False)
-    evaluation = SegmentationEvaluation(data.schema, num_bins=config.num_bins, foreground_radius=data.card.foreground_radius).to(predictor.device)
+    cases = RunCases(Predictor.from_run(folder, checkpoint, trainer.strategy.root_device), data.splits[split], data.card)
+    evaluation = SegmentationEvaluation(
+        data.schema,
+        num_bins=config.num_bins,
+        foreground_radius=data.card.foreground_radius,
+        boundary_width=BOUNDARY_WIDTH,
+        surface_tolerance=SURFACE_TOLERANCE,
+        detail=True,
+        replicates=1000,
+        groups=[case.subject for case in cases.cases],
+    ).to(cases.predictor.device)
     mine = range(trainer.global_rank, len(cases), trainer.world_size)
     for index in tqdm(mine, desc="Testing", unit="case", leave=False, disable=not (trainer.is_global_zero and sys.stderr.isatty())):
-        prediction = predictor(cases[index].image)
-        write_prediction(prediction, folder / "predictions", cases[index].id, config.predictions)
-        label = references[index]["label"].unsqueeze(0).to(predictor.device)
-        evaluation.update(prediction.probs.unsqueeze(0).to(predictor.device), label, torch.tensor([index], device=predictor.device))
+        prediction = cases.predict(index)
+        write_prediction(prediction, folder / "predictions", cases.case_ids[index], config.predictions)
+        add_case(evaluation, cases.beside_label(index, prediction), index)
     result = evaluation.compute()
     if trainer.is_global_zero:
-        examples = [_example(cases[i], predictor(cases[i].image), references[i]["label"]) for i in _worst_median_best(result)]
+        notes = _notes(data.card, split)
         facts = _facts(folder, data, config, split, checkpoint, task, trainer, history)
-        page = write_report(
-            folder, result, data.schema, facts, examples, history.rows, _notes(data.card, split), case_ids=[case.id for case in cases]
-        )
-        _print_scores(result, len(cases), split)
+        page = write_report(folder, result, data.schema, facts, telling_examples(result, cases, notes), history.rows, notes, case_ids=cases.case_ids)
+        print_scores(result, split)
         print(f"report  {page.resolve()}", flush=True)
     trainer.strategy.barrier()
 
 
-def _worst_median_best(result: Evaluation) -> list[int]:
+def add_case(evaluation: SegmentationEvaluation, case: PredictedCase, index: int) -> None:
+    """Score one case, whole."""
+    device = evaluation.device
+    spacing = None if case.spacing is None else torch.tensor(case.spacing, device=device)
+    evaluation.update(case.probs.unsqueeze(0).to(device), case.label.unsqueeze(0).to(device), torch.tensor([index], device=device), spacing=spacing)
+
+
+def telling_examples(result: Evaluation, cases: Any, notes: list[str], case_ids: Sequence[str] | None = None) -> list[Example]:
+    """The worst, the median and the best case by Dice, to be shown.
+
+    Args:
+        result: The results.
+        cases: Gives cases by their names, and their images.
+        notes: What cannot be shown is added to them.
+        case_ids: Name of each case, by ``case_index``. By default those of ``cases``.
+    """
+    case_ids = cases.case_ids if case_ids is None else case_ids
     ranked = sorted((row for row in result.cases if row["dice"] == row["dice"]), key=lambda row: row["dice"])  # NaN is not equal to itself
     picked = [ranked[0], ranked[(len(ranked) - 1) // 2], ranked[-1]] if ranked else result.cases[:1]
-    return list(dict.fromkeys(row["case_index"] for row in picked))
-
-
-def _example(case: Case, prediction: Prediction, label: torch.Tensor) -> Example:
-    volume = nib.load(case.image[0])
-    image = torch.as_tensor(volume.get_fdata(dtype="float32"))  # type: ignore[attr-defined]
-    planes = tuple(_PLANES[code] for code in nib.aff2axcodes(volume.affine))  # type: ignore[attr-defined]
-    return Example(
-        case.id,
-        image.reshape(*image.shape[:3], -1)[..., 0].numpy(),
-        (label[0] if label.shape[0] == 1 else label).numpy(),
-        prediction.probs.numpy(),
-        spacing=tuple(float(z) for z in volume.header.get_zooms()[:3]),  # type: ignore[attr-defined]
-        axis_names=planes,
-    )
+    examples = []
+    for index in dict.fromkeys(row["case_index"] for row in picked):
+        case, image = cases[case_ids[index]], None
+        try:
+            image = cases.image(case.case_id)
+        except ValueError as error:
+            notes.append(f"Shown without its image: {error}")
+        examples.append(Example(case.case_id, image, case.label, case.probs, spacing=case.spacing or (), axis_names=case.axis_names))
+    return examples
 
 
 def _notes(card: DataCard, split: str) -> list[str]:
@@ -103,24 +119,18 @@ def _facts(
     epoch = max((row["epoch"] for row in history.rows), default=-1) + 1
     device = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return {
-        "title": f"{card.name}: {_name(config.loss)}",
+        "title": f"{card.name}: {target_name(config.loss)}",
         "split": which,
         "data set": f"{card.name}" + (f" ({card.modality})" if card.modality else ""),
         "cases": {"training": sizes["train"], "validation": sizes["val"], "test": sizes["test"]},
         "licence": card.licence or None,
         "citation": list(card.citation),
-        "model": f"{_name(config.model)}, {sum(p.numel() for p in task.model.parameters()) / 1e6:.2f} million parameters",
-        "loss": _settings(config.loss),
-        "optimizer": _settings(config.optimizer),
-        "schedule": _settings(config.scheduler) if config.scheduler else "constant learning rate",
-        "patch": " x ".join(str(n) for n in card.patch_size) + " voxels",
+        **training_facts(config, task.model),
         "batch": f"{card.batch_size} per process, {trainer.world_size} process{'es' if trainer.world_size != 1 else ''}",
-        "augmentation": card.augment,
         "epochs": epoch,
         "tested checkpoint": f"{checkpoint}" + (f" by {config.monitor}" if checkpoint == "best" else ""),
-        "seed": config.seed,
         "precision": str(config.trainer.get("precision", "32-true")) + " in training, 32-bit in the test",
-        "training time": _minutes(sum(row["seconds"] for row in history.rows)),
+        "training time": minutes(sum(row["seconds"] for row in history.rows)),
         "device": device,
         "commit": record["commit"],
         "versions": record["versions"],
@@ -128,43 +138,19 @@ def _facts(
     }
 
 
-def _name(node: DictConfig) -> str:
-    return str(node._target_).rpartition(".")[2]
-
-
-def _items(node: DictConfig) -> list[tuple[str, Any]]:
-    return [(str(key), value) for key, value in node.items()]
-
-
-def _settings(node: DictConfig) -> str:
-    """``Name (key value, ...)``, of nested objects too; terms by their names and weights."""
-    words = [f"{key} {_spell(value)}" for key, value in _items(node) if not key.startswith("_") and value is not None]
-    return _name(node) + (f" ({', '.join(words)})" if words else "")
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, DictConfig):
-        if "_target_" in value:
-            return _settings(value)
-        return " + ".join(f"{_spell(item.weight)} {key}" if isinstance(item, DictConfig) and "weight" in item else key for key, item in _items(value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(list(value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
-
-
-def _print_scores(result: Evaluation, num_cases: int, split: str) -> None:
+def print_scores(result: Evaluation, name: str) -> None:
+    """The few numbers that a terminal has room for, with their 95 % intervals over cases."""
     scalars = result.scalars()
-    shown: Iterable[tuple[str, str]] = [
+    shown = (
         ("dice", "Dice"),
-        ("iou", "IoU"),
         ("ece", "ECE"),
-        ("ece_foreground", "ECE near the structure"),
+        ("ece_foreground", "near the structure"),
+        ("ece_boundary", "along boundaries"),
         ("nll", "NLL"),
-    ]
-    numbers = "  ".join(f"{name} {scalars[key]:.4f}" for key, name in shown if key in scalars)
-    print(f"{split:<7} {num_cases} case{'s' if num_cases != 1 else ''}: {numbers}")
+    )
+    numbers = [f"{word} {_with_interval(scalars[key], result.intervals.get(key))}" for key, word in shown if key in scalars]
+    print(f"{name:<7} {len(result.cases)} case{'s' if len(result.cases) != 1 else ''}: {', '.join(numbers)}")
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval and interval[0] == interval[0] else "")

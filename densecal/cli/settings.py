@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-__all__ = ["PredictSettings", "TrainSettings", "register_settings"]
+__all__ = ["EvaluateSettings", "PredictSettings", "TrainSettings", "register_settings"]
 
 
 @dataclass
@@ -45,8 +45,43 @@ class PredictSettings:
     device: str = MISSING
 
 
+@dataclass
+class EvaluateSettings:
+    """``configs/evaluate.yaml`` explains each setting and gives its default."""
+
+    data: Any = None
+    run: Any = None
+    checkpoint: str = MISSING
+    root: str | None = None
+    split: str | None = None
+    device: str = MISSING
+    predictions: Any = None
+    labels: str | None = None
+    images: str | None = None
+    classes: list[str] | None = None
+    regions: dict[str, list[int]] | None = None
+    activation: str | None = None
+    from_logits: bool = MISSING
+    axes: str = MISSING
+    label_values: list[int] | None = None
+    prediction_suffix: str | None = None
+    label_suffix: str = MISSING
+    ignore_index: int | None = None
+    background: int | None = None
+    subject_pattern: str | None = None
+    strict: bool = MISSING
+    num_bins: int = MISSING
+    foreground_radius: int = MISSING
+    boundary_width: float | None = None
+    boundary_unit: str = MISSING
+    surface_tolerance: float | None = None
+    replicates: int = MISSING
+    output: str | None = None
+
+
 def register_settings() -> None:
     """Let the YAML files name the classes above in their defaults."""
     store = ConfigStore.instance()
     store.store(name="train_settings", node=TrainSettings)
     store.store(name="predict_settings", node=PredictSettings)
+    store.store(name="evaluate_settings", node=EvaluateSettings)

@@ -11,7 +11,7 @@ import hydra
 import nibabel as nib
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from densecal.checks import check_choice, plain
@@ -71,6 +71,8 @@ class Predictor:
         self.model = model.float().to(self.device).eval()
         self.card = card
         self.window = window
+        self.config: DictConfig | None = None
+        """Of the run, where the network comes from one."""
 
     @classmethod
     def from_run(cls, run: Path | str, checkpoint: str = "best", device: torch.device | str = "cpu") -> Predictor:
@@ -95,7 +97,9 @@ class Predictor:
         weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")}
         model.load_state_dict(weights)
         window = hydra.utils.instantiate(config.inference, patch_size=list(card.patch_size), _convert_="all")
-        return cls(model, card, window, device)
+        predictor = cls(model, card, window, device)
+        predictor.config = config
+        return predictor
 
     @torch.inference_mode()
     def __call__(self, path: Path | str | Iterable[Path | str]) -> Prediction:

@@ -11,40 +11,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import yaml
+from blob_run import make_blob_run
 from commands import run_command
 from conftest import ROOT
 from volumes import blob, save
 
 from densecal.inference import Predictor
 
-CARD = {
-    "name": "blobs",
-    "classes": ["background", "left", "right"],
-    "patch_size": [8, 8, 8],
-    "batch_size": 2,
-    "num_workers": 0,
-    "augment": False,
-    "val_fraction": 0.3,
-    "test_fraction": 0.3,
-}
 KINDS = ("label", "probs", "confidence")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """The directory of a run of one epoch."""
-    root = tmp_path_factory.mktemp("blobs")
-    for n in range(6):
-        image, label = blob((8, 9, 8), seed=n)
-        save(root / "images" / f"b{n}.nii.gz", image)
-        save(root / "labels" / f"b{n}.nii.gz", label)
-    (root / "blobs.yaml").write_text(yaml.safe_dump(CARD))
-    settings = [f"data={root / 'blobs.yaml'}", f"data.root={root}", f"output_dir={root / 'runs'}", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
-    log = root / "log.txt"
-    assert run_command("train", [*settings, "model.channels=[4,8]"], log) == 0, log.read_text()
-    (record,) = (root / "runs").glob("*/*/run.json")
-    return record.parent
+    return make_blob_run(tmp_path_factory.mktemp("blobs"))
 
 
 @pytest.fixture

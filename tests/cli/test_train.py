@@ -98,6 +98,8 @@ def test_run_directory_holds_everything(uninterrupted):
         "run.json",
         "splits.json",
         "summary.json",
+        "table.md",
+        "table.tex",
     }
     assert uninterrupted.parent.name == "blobs_dice_ce"
     assert len(list(csv.DictReader((uninterrupted / "metrics.csv").open()))) == EPOCHS

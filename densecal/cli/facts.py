@@ -1,0 +1,63 @@
+"""What a config says, in the words of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+__all__ = ["minutes", "target_name", "training_facts"]
+
+
+def training_facts(config: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """How a network was trained.
+
+    Args:
+        config: The run's config.
+        model: The network.
+
+    Returns:
+        Name -> text or number, in the order to show.
+    """
+    return {
+        "model": f"{target_name(config.model)}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters",
+        "loss": _settings(config.loss),
+        "optimizer": _settings(config.optimizer),
+        "schedule": _settings(config.scheduler) if config.scheduler else "constant learning rate",
+        "patch": " x ".join(str(n) for n in config.data.patch_size) + " voxels",
+        "augmentation": config.data.augment,
+        "seed": config.seed,
+    }
+
+
+def target_name(node: DictConfig) -> str:
+    """Name of the class that a ``_target_`` node builds."""
+    return str(node._target_).rpartition(".")[2]
+
+
+def _items(node: DictConfig) -> list[tuple[str, Any]]:
+    return [(str(key), value) for key, value in node.items()]
+
+
+def _settings(node: DictConfig) -> str:
+    """``Name (key value, ...)``, of nested objects too; terms by their names and weights."""
+    words = [f"{key} {_spell(value)}" for key, value in _items(node) if not key.startswith("_") and value is not None]
+    return target_name(node) + (f" ({', '.join(words)})" if words else "")
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, DictConfig):
+        if "_target_" in value:
+            return _settings(value)
+        return " + ".join(f"{_spell(item.weight)} {key}" if isinstance(item, DictConfig) and "weight" in item else key for key, item in _items(value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(list(value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+
+
+def minutes(seconds: float) -> str:
+    """A duration in words."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
