@@ -13,7 +13,7 @@ import tomllib
 import pytest
 from conftest import ROOT
 
-from densecal.registry import LOSSES, TARGETS, TERMS
+from densecal.registry import LOSSES, METRICS, TARGETS, TERMS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -40,6 +40,11 @@ def test_every_method_has_its_row(registry, package):
         if (ROOT / "configs" / registry.kind / f"{name}.yaml").exists():  # deep supervision has none: the network decides
             cells.append(f"`{registry.kind}={name}`")
         assert any(all(cell in row for cell in cells) for row in rows), f"README.md has no row with {' and '.join(cells)}."
+
+
+def test_every_metric_is_named():
+    for name in METRICS.list():
+        assert f"`{METRICS[name].__name__}`" in README, f"README.md does not name {METRICS[name].__name__}."
 
 
 def test_files_that_the_pages_link_to_are_there():
