@@ -66,8 +66,10 @@ def evaluate(config: DictConfig) -> Path:
     """
     _check(config)
     from densecal.cli.evaluation import print_scores, telling_examples  # a mistyped setting need not wait for torch
+    from densecal.cli.facts import minutes
     from densecal.metrics import paired_differences
     from densecal.report import write_comparison, write_report
+    from densecal.runs import provenance
 
     started = time.perf_counter()
     try:
@@ -75,7 +77,8 @@ def evaluate(config: DictConfig) -> Path:
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from None
     _check_alike(models)
-    problems = {name: [str(problem) for problem in model.cases.problems()] for name, model in models.items()}
+    found = {name: model.cases.problems() for name, model in models.items()}
+    problems = {name: [str(problem) for problem in some] for name, some in found.items()}
     if config.strict and any(problems.values()):
         _refuse(problems, models)
     case_ids = sorted({case_id for model in models.values() for case_id in model.cases.case_ids})
@@ -84,14 +87,16 @@ def evaluate(config: DictConfig) -> Path:
     groups = [first.subjects(case_id) for case_id in case_ids]
     results, unreadable = {}, {}
     for name, model in models.items():
-        results[name], unreadable[name] = _score(config, name if len(models) > 1 else "", model, index, groups)
+        bad = {problem.case_id for problem in found[name]}
+        wanted = [case_id for case_id in model.cases.case_ids if case_id not in bad]
+        results[name], unreadable[name] = _score(config, name if len(models) > 1 else "", model, wanted, index, groups)
     if config.strict and any(unreadable.values()):
         _refuse(unreadable, models)
     for name, model in models.items():
         model.notes += [f"Left out: {problem}" for problem in dict.fromkeys([*problems[name], *unreadable[name]])]
         if not results[name].cases:
             raise CommandError(f"{name}: no case could be evaluated; nothing is written.")
-        model.facts["seconds"] = round(time.perf_counter() - started, 1)
+        model.facts |= {"time": minutes(time.perf_counter() - started), **provenance()}
 
     folder = _output(config)
     try:
@@ -110,7 +115,7 @@ def evaluate(config: DictConfig) -> Path:
             differences = {
                 name: paired_differences(result, results[reference], replicates=config.replicates, groups=groups)
                 for name, result in results.items()
-                if name != reference
+                if name != reference and config.replicates
             }
             page = write_comparison(folder, results, first.schema, _shared_facts(models), differences=differences, case_ids=case_ids)
     except OSError as error:
@@ -290,7 +295,9 @@ def _refuse(problems: Mapping[str, Sequence[str]], models: Mapping[str, _Model])
     )
 
 
-def _score(config: DictConfig, name: str, model: _Model, index: Mapping[str, int], groups: Sequence[str]) -> tuple[Any, list[str]]:
+def _score(
+    config: DictConfig, name: str, model: _Model, case_ids: Sequence[str], index: Mapping[str, int], groups: Sequence[str]
+) -> tuple[Any, list[str]]:
     """Read and score one case after the other; memory is that of one case."""
     from tqdm import tqdm
 
@@ -312,7 +319,7 @@ def _score(config: DictConfig, name: str, model: _Model, index: Mapping[str, int
     ).to(resolve_device(config.device))
     unreadable = []
     description = f"Evaluating {name}".strip()
-    for case_id in tqdm(model.cases.case_ids, desc=description, unit="case", leave=False, disable=not sys.stderr.isatty()):
+    for case_id in tqdm(case_ids, desc=description, unit="case", leave=False, disable=not sys.stderr.isatty()):
         try:
             case = model.cases[case_id]
         except ValueError as error:

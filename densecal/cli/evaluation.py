@@ -149,7 +149,8 @@ def print_scores(result: Evaluation, name: str) -> None:
         ("nll", "NLL"),
     )
     numbers = [f"{word} {_with_interval(scalars[key], result.intervals.get(key))}" for key, word in shown if key in scalars]
-    print(f"{name:<7} {len(result.cases)} case{'s' if len(result.cases) != 1 else ''}: {', '.join(numbers)}")
+    start = f"{name:<7} " if name else ""
+    print(f"{start}{len(result.cases)} case{'s' if len(result.cases) != 1 else ''}: {', '.join(numbers)}")
 
 
 def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
