@@ -178,7 +178,7 @@ class SegmentationEvaluation(Metric):
             assert distance is not None
             parts |= self._details(pixels, strata, distance, confidence, correct)
         if self.surface_tolerance is not None:
-            parts["surface"] = self._surface(probs, label, spacing)
+            parts["surface"] = self._surface(probs, label, mask, spacing)
         self.case_rows.append(self.layout.join(parts))
 
     def compute(self) -> Evaluation:
@@ -302,10 +302,11 @@ class SegmentationEvaluation(Metric):
         profile = accumulate_bins(confidence, correct, num_bins=1, row=row, num_rows=n * (_REACH + 1), valid=pixels.valid)
         return {"ordered": torch.stack(ordered), "profile": _stacked(profile.view(n, _REACH + 1))[..., :_REACH]}
 
-    def _surface(self, probs: Tensor, label: Tensor, spacing: Tensor | None) -> Tensor:
+    def _surface(self, probs: Tensor, label: Tensor, mask: Tensor | None, spacing: Tensor | None) -> Tensor:
         assert self.surface_tolerance is not None
         options: dict[str, Any] = {
             "spacing": spacing,
+            "mask": mask,
             "background": self.schema.background,
             "activation": self.activation,
             "ignore_index": self.schema.ignore_index,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from densecal.cli import benchmark
 
@@ -39,6 +40,25 @@ def test_benchmark_fails_where_numbers_differ(contenders, monkeypatch, capsys):
         benchmark.main(SMALL)
     assert error.value.code == 1
     assert "differs on a small image" in capsys.readouterr().out
+
+
+def test_torchmetrics_moves_away_because_it_adds_in_single_precision():
+    """What docs/benchmarks/metrics.md says: its own bins and formula give its number in single precision, and ours in double precision."""
+    from torchmetrics.classification import MulticlassCalibrationError
+
+    ((probs, label),) = benchmark._images((1, 19, 512, 1024), 1, "cpu")
+    theirs = MulticlassCalibrationError(num_classes=19, n_bins=15)(probs, label).item()
+    ours = benchmark.CONTENDERS[0].make(19)(probs, label).item()
+    confidence, right = probs.amax(1).flatten(), (probs.argmax(1) == label).flatten()
+    bins = torch.bucketize(confidence, torch.linspace(0, 1, 16), right=True) - 1
+
+    def error(dtype):
+        n, c, a = (torch.zeros(16, dtype=dtype).scatter_add_(0, bins, x.to(dtype)) for x in (torch.ones_like(confidence), confidence, right))
+        return ((c - a).abs().sum() / n.sum()).item()
+
+    assert error(torch.float32) == pytest.approx(theirs, abs=1e-6)
+    assert error(torch.float64) == pytest.approx(ours, abs=1e-6)
+    assert abs(theirs - ours) > 1e-5
 
 
 @pytest.mark.parametrize("shape", ["1,3", "a,b,c", "1,0,4"])

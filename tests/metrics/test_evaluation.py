@@ -280,6 +280,18 @@ def test_millimetres_follow_the_spacing():
         evaluation.update(probs, case.label_map, torch.arange(2))
 
 
+def test_a_mask_holds_for_surfaces_too():
+    case = make_case((9, 11), batch=2, ignored=0.0)
+    probs, mask = case.logits.softmax(1), torch.zeros(2, 9, 11, dtype=torch.bool)
+    mask[:, :5, 2:] = True
+    evaluation = SegmentationEvaluation(SCHEMA, surface_tolerance=1.0)
+    evaluation.update(probs, case.label_map, torch.arange(2), mask)
+    rows = evaluation.compute().cases
+    expected, unmasked = (hausdorff_distance_95(probs, case.label_map, mask=one)[:, 1] for one in (mask, None))
+    assert [row["hd95/anterior"] for row in rows] == pytest.approx(expected.tolist(), nan_ok=True)
+    assert expected.tolist() != unmasked.tolist()
+
+
 def test_a_sigmoid_channel_counts_as_two_classes():
     present = torch.rand(3, 1, 7, 9, generator=torch.Generator().manual_seed(0))
     label = (torch.rand(3, 7, 9, generator=torch.Generator().manual_seed(1)) < 0.7 * present[:, 0]).long()
