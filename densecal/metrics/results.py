@@ -200,8 +200,6 @@ class Evaluation:
         definitions: Key -> one sentence.
         class_names: Class names.
         foreground: Classes that foreground means run over.
-        num_bins: Number of bins B.
-        foreground_radius: Radius of the region ``"foreground"``, in voxels.
         fine_grained: Accuracy, IoU and Dice over the data set, per image, per class and of the worst images, with details.
         intervals: Lowest and highest plausible value of the numbers in :meth:`scalars` and ``mean``, by the same key: 95 % bootstrap intervals over cases.
         curves: What is drawn as a line: ``"risk_coverage"`` and ``"risk_coverage_foreground"`` (``coverage``, ``risk``, ``best_risk``: the lowest risk that an
@@ -219,8 +217,6 @@ class Evaluation:
     definitions: dict[str, str]
     class_names: tuple[str, ...]
     foreground: tuple[int, ...]
-    num_bins: int
-    foreground_radius: int
     fine_grained: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -334,8 +330,6 @@ def evaluation_of(
         definitions=_filled_definitions(settings),
         class_names=names,
         foreground=schema.foreground,
-        num_bins=settings.num_bins,
-        foreground_radius=settings.foreground_radius,
         fine_grained={key: value.item() for key, value in fine_grained.items()},
         intervals=_intervals(columns, sums, case_index, settings.replicates, groups, detail=detail) if settings.replicates else {},
         curves=_curves(fine, profile, settings) if fine is not None and profile is not None else {},

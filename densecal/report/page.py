@@ -99,7 +99,7 @@ def write_report(
         num_cases=len(evaluation.cases),
         element=element,
         tiles=_tiles(evaluation),
-        near=f"the reference structure and what lies within {evaluation.foreground_radius} {element} of it"
+        near=f"the reference structure and what lies within {evaluation.settings.foreground_radius} {element} of it"
         if "foreground" in evaluation.pooled
         else "",
         **{name: [Markup(svg) for chart in group for svg in chart.inline()] for name, group in charts.items()},
