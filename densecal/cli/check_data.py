@@ -11,6 +11,7 @@ import numpy as np
 
 from densecal.data.card import DataCard, list_cards, load_card, override_card, resolve_root
 from densecal.data.layouts import Case, find_cases
+from densecal.data.medium import medium_of
 from densecal.data.split import split_cases
 from densecal.data.validate import find_problems, survey
 
@@ -83,9 +84,9 @@ def _report_set(root: Path, card: DataCard, split: bool) -> int:
     print(f"  cases    {_count(cases, card)}")
     readable = [fact for fact in facts if fact.shape]
     if readable:
-        shapes, spacings = np.array([fact.shape for fact in readable]), np.array([fact.spacing for fact in readable])
-        print(f"  shape    {_range(shapes)} voxels")
-        print(f"  spacing  {_range(spacings)} mm")
+        print(f"  shape    {_range(np.array([fact.shape for fact in readable]))} {medium_of(card).element}s")
+        if all(fact.spacing for fact in readable):
+            print(f"  spacing  {_range(np.array([fact.spacing for fact in readable]))} mm")
     counted = [fact for fact in facts if fact.label_voxels.size]
     if counted:
         voxels = np.sum([fact.label_voxels for fact in counted], axis=0)

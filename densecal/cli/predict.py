@@ -1,18 +1,20 @@
-"""``densecal-predict``: label, probabilities and confidence of NIfTI volumes."""
+"""``densecal-predict``: label, probabilities and confidence of volumes and images."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from densecal.cli.configuration import CommandError, command
 
-__all__ = ["main", "predict"]
+if TYPE_CHECKING:
+    from densecal.data.medium import Medium
 
-_SUFFIXES = (".nii.gz", ".nii")
+__all__ = ["main", "predict"]
 
 
 def main() -> None:
@@ -21,14 +23,16 @@ def main() -> None:
 
 
 def predict(config: DictConfig) -> None:
-    """Predict every volume of ``input`` and write the chosen outputs, on each volume's own grid.
+    """Predict every volume or image of ``input`` and write the chosen outputs, on each file's own grid.
 
-    A volume that cannot be read costs one line; the others are still predicted, and the command then ends with an error.
+    A file that cannot be read costs one line; the others are still predicted, and the command then ends with an error.
 
     Raises:
         CommandError: What the user can mend.
     """
-    from densecal.inference import OUTPUTS, Predictor, resolve_device, write_prediction  # a mistyped setting need not wait for MONAI
+    from densecal.data.layouts import case_id_of
+    from densecal.data.medium import medium_of
+    from densecal.inference import OUTPUTS, Predictor, resolve_device, write_prediction  # a mistyped setting need not wait for torch
 
     if unknown := [name for name in config.outputs if name not in OUTPUTS]:
         raise CommandError(f"outputs: expected any of {OUTPUTS}, but got {unknown[0]!r}.")
@@ -37,16 +41,23 @@ def predict(config: DictConfig) -> None:
     if config.checkpoint not in ("best", "last"):
         raise CommandError(f"checkpoint: expected one of ('best', 'last'), but got {config.checkpoint!r}. A checkpoint file is given as run=FILE.")
     output = Path(config.output)
+    source = Path(config.input)
     try:
-        volumes = _volumes(Path(config.input))
+        if not source.exists():
+            raise FileNotFoundError(f"input: no file or folder {source}.")
         predictor = Predictor.from_run(config.run, config.checkpoint, resolve_device(config.device))
+        medium = medium_of(predictor.card)
+        for name in config.outputs:
+            if name not in medium.outputs:
+                raise ValueError(f"outputs: of a {medium.noun} expected any of {medium.outputs}, but got {name!r}.")
+        files = _files(source, medium)
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from None
 
     failed = 0
-    for path in tqdm(volumes, desc="Predicting", unit="volume", disable=not sys.stderr.isatty(), leave=False):
+    for path in tqdm(files, desc="Predicting", unit=medium.noun, disable=not sys.stderr.isatty(), leave=False):
         try:
-            written = write_prediction(predictor(path), output, _stem(path), config.outputs)
+            written = write_prediction(predictor(path), output, case_id_of(path, medium.suffixes), config.outputs)
         except ValueError as error:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
@@ -55,26 +66,24 @@ def predict(config: DictConfig) -> None:
         else:
             tqdm.write("  ".join(str(p) for p in written))
     if failed:
-        others = f"; the others are in {output}" if failed < len(volumes) else ""
-        raise CommandError(f"{failed} of {len(volumes)} volume(s) could not be predicted{others}.")
+        others = f"; the others are in {output}" if failed < len(files) else ""
+        raise CommandError(f"{failed} of {len(files)} {medium.noun}(s) could not be predicted{others}.")
 
 
-def _volumes(source: Path) -> list[Path]:
+def _files(source: Path, medium: Medium) -> list[Path]:
+    from densecal.data.layouts import case_id_of
+
     if source.is_file():
         return [source]
-    if not source.is_dir():
-        raise FileNotFoundError(f"input: no file or folder {source}.")
-    volumes = sorted(path for path in source.iterdir() if path.name.endswith(_SUFFIXES) and not path.name.startswith("."))
-    if not volumes:
-        raise FileNotFoundError(f"input: no .nii.gz or .nii files in {source}.")
-    stems = [_stem(path) for path in volumes]
-    if repeated := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise ValueError(f"input: {source} holds {repeated[0]} twice, as .nii and .nii.gz. Keep one of them.")
-    return volumes
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    files = sorted(path for path in source.iterdir() if path.name.lower().endswith(medium.suffixes) and not path.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(f"input: no {', '.join(medium.suffixes)} files in {source}.")
+    by_name: dict[str, list[str]] = {}
+    for path in files:
+        by_name.setdefault(case_id_of(path, medium.suffixes), []).append(path.name)
+    if repeated := [names for names in by_name.values() if len(names) > 1]:
+        raise ValueError(f"input: {source} holds {' and '.join(repeated[0])}, whose predictions would have one name. Keep one of them.")
+    return files
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ import densecal
 from densecal.cli.configuration import CommandError, build, given_settings
 from densecal.cli.evaluation import evaluate_run
 from densecal.data import DataCard, DataProblems, SegmentationData
+from densecal.data.medium import medium_of
 from densecal.files import write_atomically
-from densecal.inference import OUTPUTS, SlidingWindow
+from densecal.inference import SlidingWindow
 from densecal.metrics import SegmentationEvaluation
 from densecal.registry import near_matches
 from densecal.runs import find_checkpoint, find_latest_run, new_run_dir, provenance, read_checkpoint, read_record, write_record
@@ -101,6 +102,7 @@ def train(config: DictConfig) -> Path:
         _check(config)
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(card, DataCard)
+        _check_outputs(config, card)
         L.seed_everything(config.seed, verbose=False)
         data = SegmentationData(card, seed=config.seed, progress=sys.stderr.isatty())
         task = _build_task(config, card, data)
@@ -139,11 +141,15 @@ def _check(config: DictConfig) -> None:
     for name, allowed in (("evaluate", ("best", "last")), ("monitor_mode", ("auto", "max", "min"))):
         if config[name] not in allowed:
             raise CommandError(f"{name}: expected one of {allowed}, but got {config[name]!r}.")
-    if unknown := [name for name in config.predictions if name not in OUTPUTS]:
-        raise CommandError(f"predictions: expected any of {OUTPUTS}, but got {unknown[0]!r}.")
     for name, reason in _OURS.items():
         if config.trainer.get(name) is not None:
             raise CommandError(f"trainer.{name} cannot be set: {reason}.")
+
+
+def _check_outputs(config: DictConfig, card: DataCard) -> None:
+    allowed = medium_of(card).outputs
+    if unknown := [name for name in config.predictions if name not in allowed]:
+        raise CommandError(f"predictions: expected any of {allowed}, but got {unknown[0]!r}.")
 
 
 def _experiment_name(config: DictConfig) -> str:
@@ -198,7 +204,7 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
     if problem:
         patch = " x ".join(str(n) for n in card.patch_size)
         raise CommandError(
-            f"model: cannot take patches of {patch} voxels ({problem}). "
+            f"model: cannot take patches of {patch} {medium_of(card).element}s ({problem}). "
             "Choose data.patch_size=[...] divisible by the product of the network's strides: 8 for the default unet, 32 for swin_unetr."
         )
     label = torch.zeros(1, 1, *card.patch_size, dtype=torch.long)
@@ -210,8 +216,9 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
         "label": label,
         "case_index": torch.zeros(1, dtype=torch.long),
         "case_id": ["probe"],
-        "spacing": torch.ones(1, 3),
     }
+    if card.spatial_dims == 3:
+        batch["spacing"] = torch.ones(1, 3)
     try:
         task.losses(logits, batch)
     except Exception as error:
@@ -273,7 +280,7 @@ def _announce(config: DictConfig, data: SegmentationData, task: SegmentationTask
     card = data.card
     sizes = ", ".join(f"{len(data.splits[name])} {word}" for name, word in (("train", "to train on"), ("val", "to validate"), ("test", "to test")))
     patch = " x ".join(str(n) for n in card.patch_size)
-    print(f"data    {card.name}: {sizes}; patches of {patch} voxels")
+    print(f"data    {card.name}: {sizes}; patches of {patch} {medium_of(data.card).element}s")
     print(f"model   {config.model._target_.rpartition('.')[2]}, {sum(p.numel() for p in task.model.parameters()) / 1e6:.2f} million parameters")
     print(f"loss    {config.loss._target_.rpartition('.')[2]}")
     epoch = f", from the end of epoch {read_checkpoint(checkpoint)['epoch'] + 1}" if checkpoint else ""

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from densecal.data.volumes import read_nifti
+from densecal.data.volumes.nifti import read_nifti
 
 __all__ = ["SUFFIXES", "ArrayFile", "file_stem", "one_line", "open_array"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,14 +22,27 @@ from densecal.resources import cards_dir
 __all__ = ["Augmentation", "DataCard", "card_names", "list_cards", "load_card", "override_card", "resolve_root"]
 
 LAYOUTS = ("decathlon", "paired")
-NORMALISATIONS = ("zscore", "zscore_nonzero", "percentile", "none")
+NORMALISATIONS = {3: ("zscore", "zscore_nonzero", "percentile", "none"), 2: ("imagenet", "zscore", "percentile", "none")}
+"""By the number of spatial dims."""
+LABEL_ENCODINGS = ("index", "color")
 PREPARERS = ("mni152",)
 SPLITS = ("train", "val", "test")
+
+STANDARD_PIPELINE: dict[str, dict[str, Any]] = {
+    "RandomScale": {"scale_limit": [-0.5, 1.0], "p": 1.0},
+    "RandomCrop": {"pad_if_needed": True},
+    "HorizontalFlip": {"p": 0.5},
+    "ColorJitter": {"brightness": [0.5, 1.5], "contrast": [0.5, 1.5], "saturation": [0.5, 1.5], "hue": [-0.07, 0.07], "p": 0.5},
+}
+"""Training on natural images as it is customary: resized to 0.5 to 2 times, cropped, mirrored, with other colours."""
+
+_VOLUMES_ONLY = ("orientation", "spacing", "augmentation", "decathlon_task", "prepare", "download")
+_IMAGES_ONLY = ("label_encoding", "label_values", "ignore_values", "ignore_colors", "exif", "pipeline")
 
 
 @dataclass
 class Augmentation:
-    """How strongly the training patches are varied. A probability of 0 leaves a step out.
+    """How strongly the training patches of volumes are varied. A probability of 0 leaves a step out.
 
     Args:
         affine_probability: Share of the patches that are rotated and scaled.
@@ -78,12 +92,26 @@ class DataCard:
         folder: Folder of the set below ``$DENSECAL_DATA``.
         root: Folder of the set itself; wins over ``folder``.
         test_root: Folder of a second set in the same layout. The trained model is evaluated on all its cases instead of on the test split.
-        layout: ``"decathlon"`` (dataset.json, imagesTr, labelsTr) or ``"paired"`` (images and labels under the same names).
+        layout: ``"decathlon"`` (dataset.json, imagesTr, labelsTr) or ``"paired"`` (images and labels by patterns).
+        image_files: Where the images of a paired set lie, relative to its folder: a path with ``{id}`` for the name of the case, maybe ``{split}`` for the set's own
+            name of a split, ``*`` for any part of a name, and ``.*`` for any ending of an image.
+        label_files: The same for the labels; of several patterns the first that finds a file counts. An absolute pattern may lie elsewhere.
+        case_lists: Text files with a case in the first word of each line, a path with ``{split}``; the other words, folders and endings do not count. ``None``: the
+            cases are the files that there are.
+        split_names: What the set calls the splits that make up ours, as in ``{train: [train, extra], test: [val]}``. A side that is not named is drawn from the
+            training subjects by its fraction; where nothing is named, all are.
         background: Class left out of foreground means, or ``None``.
-        ignore_index: Label of voxels without a class; padding gets it too.
+        ignore_index: Label of pixels without a class; padding gets it too.
+        label_encoding: ``"index"``, numbers in grey or palette files, or ``"color"``, the colours of ``palette``. Images only.
+        label_values: For each class the numbers that stand for it in the files; empty where they are the classes themselves. Images only.
+        ignore_values: Numbers besides ``ignore_index`` that stand for no class. Images only.
+        ignore_colors: Colours that stand for no class. Images only.
         palette: One ``[red, green, blue]`` of 0 to 255 per class; empty for the default.
-        soft_labels: Whether label files hold one share per class, ``(X, Y, Z, C)`` floats that sum to 1 (all 0 where a voxel has no label).
-        image_channels: Number of image channels; more than one are stored as the fourth axis.
+        soft_labels: Whether label files hold one share per class, ``(X, Y, Z, C)`` floats that sum to 1 (all 0 where there is no label). Of images they are ``.npy`` or
+            ``.npz`` files ``(H, W, C)`` or, for two classes, grey files whose brightness is the share of the second.
+        image_channels: Number of image channels. More than one are stored as the fourth axis of a volume; those of an image are 1 or 3.
+        exif: What the orientation that a camera stored in an image does: ``"apply"`` turns the image as viewers show it, ``"ignore"`` keeps the pixels as stored.
+            Labels are never turned. Images only.
         modality: For the report, "MRI T1" for example.
         subject_pattern: Regular expression whose first group is the person in a case id. The default makes each case its own subject.
         subject_size: Cases per person where they are numbered in turn: with 2, numbers 2k-1 and 2k are one person.
@@ -91,21 +119,25 @@ class DataCard:
         test_fraction: Share of the subjects for testing.
         split_seed: Draws the split; independent of the training seed.
         splits: Case ids of ``train``, ``val`` and ``test``; where given, nothing is drawn.
-        orientation: Axis codes such as ``"RAS"`` to turn every volume to, or ``None`` to keep its axes.
-        spacing: Voxel size to resample to, in mm per axis, or ``None`` to keep it.
-        normalisation: ``"zscore"`` over all voxels, ``"zscore_nonzero"`` over the voxels other than 0, ``"percentile"`` (clip to the 0.5 and 99.5
-            percentiles, then z-score) or ``"none"``; per channel, on the volume as stored.
-        patch_size: Voxels per axis that the network is trained on, after resampling.
-        samples_per_case: Patches drawn from each volume in an epoch.
+        orientation: Axis codes such as ``"RAS"`` to turn every volume to, or ``None`` to keep its axes. Volumes only.
+        spacing: Voxel size to resample to, in mm per axis, or ``None`` to keep it. Volumes only.
+        normalisation: ``"zscore"`` over all pixels, ``"zscore_nonzero"`` over the voxels other than 0, ``"percentile"`` (clip to the 0.5 and 99.5
+            percentiles, then z-score), ``"imagenet"`` (the mean and standard deviation of ImageNet's colours, as pre-trained encoders expect) or ``"none"`` (images:
+            scaled to [0, 1]); per channel, on the file as stored.
+        patch_size: Pixels per axis that the network is trained on, after resampling: two numbers, rows and columns, make the set one of images, three one of volumes.
+        samples_per_case: Patches drawn from each case in an epoch.
         foreground_fraction: Share of the patches centred on a foreground voxel, the others anywhere; ``None`` crops or pads the whole volume about its centre,
-            with nothing random.
+            with nothing random. Of images the pipeline says where patches lie.
         augment: Whether training patches are augmented.
-        augmentation: How strongly.
+        augmentation: How strongly. Volumes only.
+        pipeline: Augmentation of images: albumentations transforms by name, in order, each with its arguments. What is not given is chosen to suit: the size of a crop is
+            ``patch_size``, images are filled with their mean and labels with "no class", labels are resized to the nearest. The result must have the patch size.
+            Empty: ``STANDARD_PIPELINE``. Without ``augment`` patches are cropped at random and nothing else. Images only.
         batch_size: Patches per step and process.
         num_workers: Loader processes; the batches do not depend on it.
-        cache: Keep the preprocessed volumes in memory (4 bytes per voxel and channel, and 1 per label voxel).
+        cache: Keep the loaded cases in memory (4 bytes per voxel and channel of volumes, as many as in the file for images, and 1 per label).
         epochs: Training length that suits the set.
-        foreground_radius: The near-structure region of the metrics reaches this many voxels from the foreground.
+        foreground_radius: The near-structure region of the metrics reaches this many pixels from the foreground.
         download: Fetch the set where its folder is missing (Decathlon tasks).
         decathlon_task: Task to download, "Task04_Hippocampus" for example.
         prepare: Built-in maker of the set from an installed package: "mni152".
@@ -127,11 +159,20 @@ class DataCard:
     root: str | None = None
     test_root: str | None = None
     layout: str = "paired"
+    image_files: str = "images/{id}.*"
+    label_files: list[str] = field(default_factory=lambda: ["labels/{id}.*"])
+    case_lists: str | None = None
+    split_names: dict[str, list[str]] = field(default_factory=dict)
     background: int | None = 0
     ignore_index: int = DEFAULT_IGNORE_INDEX
     palette: list[list[int]] = field(default_factory=list)
+    label_encoding: str = "index"
+    label_values: list[Any] = field(default_factory=list)
+    ignore_values: list[int] = field(default_factory=list)
+    ignore_colors: list[list[int]] = field(default_factory=list)
     soft_labels: bool = False
     image_channels: int = 1
+    exif: str = "apply"
     modality: str = ""
     subject_pattern: str | None = None
     subject_size: int = 1
@@ -147,6 +188,7 @@ class DataCard:
     foreground_fraction: float | None = 0.5
     augment: bool = True
     augmentation: Augmentation = field(default_factory=Augmentation)
+    pipeline: dict[str, dict[str, Any]] = field(default_factory=dict)
     batch_size: int = 2
     num_workers: int = 2
     cache: bool = True
@@ -163,14 +205,21 @@ class DataCard:
 
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, LAYOUTS)
-        check_choice("normalisation", self.normalisation, NORMALISATIONS)
         check_choice("prepare", self.prepare, (*PREPARERS, None))
-        if any(len(colour) != 3 or not all(0 <= value <= 255 for value in colour) for colour in self.palette):
-            raise ValueError(f"Expected each colour of `palette` to be [red, green, blue] of 0 to 255, but got {self.palette}.")
+        check_choice("label_encoding", self.label_encoding, LABEL_ENCODINGS)
+        check_choice("exif", self.exif, ("apply", "ignore"))
+        for name in ("palette", "ignore_colors"):
+            colors = getattr(self, name)
+            if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in colors):
+                raise ValueError(f"Expected each colour of `{name}` to be [red, green, blue] of 0 to 255, but got {colors}.")
         self.schema  # noqa: B018  (checks classes, background, ignore_index and palette)
         dims = self.spatial_dims
-        if dims != 3:
-            raise ValueError(f"Expected `patch_size` to have 3 numbers, one per spatial axis, but got {list(self.patch_size)}.")
+        if dims not in (2, 3):
+            raise ValueError(
+                f"Expected `patch_size` to have 2 numbers for images or 3 for volumes, one per spatial axis, but got {list(self.patch_size)}."
+            )
+        check_choice("normalisation", self.normalisation, NORMALISATIONS[dims])
+        self._check_medium()
         for name in ("patch_size", "spacing"):
             values = getattr(self, name)
             if values is not None and (len(values) != dims or min(values) <= 0):
@@ -187,12 +236,48 @@ class DataCard:
             raise ValueError(f"Expected `foreground_fraction` in [0, 1] or null, but got {self.foreground_fraction}.")
         if self.orientation is not None and not re.fullmatch(r"(?=.*[LR])(?=.*[AP])(?=.*[IS])[LRAPIS]{3}", self.orientation):
             raise ValueError(f"Expected `orientation` to name each axis once, 'RAS' for example, but got {self.orientation!r}.")
-        for split in self.splits:
-            check_choice("splits", split, SPLITS)
+        for name in ("splits", "split_names"):
+            for split in getattr(self, name):
+                check_choice(name, split, SPLITS)
+        if self.split_names and not self.split_names.get("train"):
+            raise ValueError(
+                f"Expected `split_names` to say what to train on, as in {{train: [train], val: [val]}}, but got {dict(self.split_names)}."
+            )
+        if self.splits and self.split_names:
+            raise ValueError("Expected `splits` or `split_names`, but got both. The first lists cases, the second names the set's own splits.")
         if self.subject_pattern is not None:
             _check_pattern(self.subject_pattern)
         elif self.subject_size != 1:
             raise ValueError("`subject_size` needs `subject_pattern`: a regular expression whose first group is the number in the case id.")
+
+    def _check_medium(self) -> None:
+        """Refuse what has no effect on a set of this kind, and fill in what depends on it."""
+        images = self.spatial_dims == 2
+        for spec in fields(self):
+            default = spec.default_factory() if callable(spec.default_factory) else spec.default
+            if spec.name in (_VOLUMES_ONLY if images else _IMAGES_ONLY) and getattr(self, spec.name) != default:
+                kinds = ("volumes", "images") if images else ("images", "volumes")
+                raise ValueError(
+                    f"`{spec.name}` is for {kinds[0]}, but `patch_size` {list(self.patch_size)} says that these are {kinds[1]}. Leave one of them out."
+                )
+        if not images:
+            return
+        if self.image_channels not in (1, 3):
+            raise ValueError(f"Expected `image_channels` to be 1 or 3 for images, but got {self.image_channels}.")
+        if self.normalisation == "imagenet" and self.image_channels != 3:
+            raise ValueError(
+                "`normalisation` imagenet is for images of three channels. Choose zscore or none, or image_channels=3 to read grey images as colour."
+            )
+        if self.layout != "paired":
+            raise ValueError(f"Expected `layout` to be 'paired' for images, but got {self.layout!r}.")
+        if self.label_encoding == "color" and not self.palette:
+            raise ValueError("`label_encoding` color needs `palette`: the colour of each class in the label files.")
+        if self.label_values and len(self.label_values) != len(self.classes):
+            raise ValueError(
+                f"Expected `label_values` to have one entry for each of the {len(self.classes)} classes, but got {len(self.label_values)}."
+            )
+        if not self.pipeline:
+            self.pipeline = copy.deepcopy(STANDARD_PIPELINE)
 
     @property
     def schema(self) -> LabelSchema:

@@ -14,20 +14,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 from tqdm import tqdm
 
-from densecal.checks import plain
 from densecal.data.card import DataCard
 from densecal.data.layouts import Case
-from densecal.data.transforms import DecodeLabeld, ForegroundVoxelsd, prepare_transforms, train_transforms
+from densecal.data.medium import medium_of
 from densecal.seeds import derive_seed
 
 __all__ = ["CaseDataset", "EpochSampler", "ShardSampler"]
-
-_KEPT = ("image", "label", "foreground")
 
 
 class CaseDataset(Dataset[dict[str, Any]]):
@@ -36,7 +32,7 @@ class CaseDataset(Dataset[dict[str, Any]]):
     Args:
         cases: The cases, in the order that ``case_index`` counts.
         card: How to load them.
-        train: Give random patches for keys ``(index, seed)`` instead of whole volumes for keys ``index``.
+        train: Give random patches for keys ``(index, seed)`` instead of whole cases for keys ``index``.
 
     Example:
         >>> dataset = CaseDataset(cases, card, train=True)  # doctest: +SKIP
@@ -47,9 +43,7 @@ class CaseDataset(Dataset[dict[str, Any]]):
     def __init__(self, cases: Sequence[Case], card: DataCard, *, train: bool) -> None:
         self.cases = list(cases)
         self.train = train
-        need_foreground = train and card.foreground_fraction is not None
-        self.prepare = Compose([prepare_transforms(card), *([ForegroundVoxelsd(card)] if need_foreground else [])])
-        self.finish = train_transforms(card) if train else Compose([DecodeLabeld(card)])
+        self.loading = medium_of(card).loading(card, train=train)
         self._cached: Sequence[dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -73,34 +67,23 @@ class CaseDataset(Dataset[dict[str, Any]]):
         if self.train and seed is None:
             raise TypeError(f"Expected a training item to be asked for as (index, seed), but got {key!r}. Use the EpochSampler.")
         case = self.cases[index]
-        data: dict[str, Any] = dict(self._cached[index] if self._cached is not None else self._load(index))
-        spacing = data.pop("spacing")
+        data = self._cached[index] if self._cached is not None else self._load(index)
         try:
             with _one_thread():
-                if seed is not None:
-                    self.finish.set_random_state(seed=seed)
-                data = self.finish(data)
+                item = self.loading.whole(data) if seed is None else self.loading.patch(data, seed)
         except Exception as error:
             raise RuntimeError(f"{case.image[0]}: cannot be transformed ({type(error).__name__}: {error}).") from error
-        return {
-            "image": plain(data["image"]).contiguous(),
-            "label": plain(data["label"]).contiguous(),
-            "case_index": index,
-            "case_id": case.id,
-            "spacing": spacing,
-        }
+        return {**item, "case_index": index, "case_id": case.id}
 
     def _load(self, index: int) -> dict[str, Tensor]:
         case = self.cases[index]
         try:
             with _one_thread():
-                data: dict[str, Any] = self.prepare({"image": [str(path) for path in case.image], "label": str(case.label)})
+                return self.loading.load(case)
         except Exception as error:
             cause = error.__cause__ or error
             files = " and ".join(str(path) for path in (*case.image, case.label))
             raise RuntimeError(f"{files}: cannot be loaded ({type(cause).__name__}: {cause}). `densecal-check` looks at every file.") from error
-        spacing = torch.as_tensor(data["image"].pixdim, dtype=torch.float32)
-        return {name: plain(data[name]).contiguous() for name in _KEPT if name in data} | {"spacing": spacing}
 
 
 class _EndToEnd(Sequence[dict[str, Tensor]]):

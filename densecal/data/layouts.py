@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from densecal.data.card import DataCard
+from densecal.data.medium import medium_of
 
-__all__ = ["Case", "decathlon", "find_cases", "paired"]
-
-SUFFIXES = (".nii.gz", ".nii")
+__all__ = ["Case", "case_id_of", "decathlon", "find_cases", "paired"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One volume of a data set.
+    """One volume or image of a data set.
 
     Args:
         id: Name of the case, from its file name.
         image: Image file; several are stacked as channels.
         label: Label file, or ``None`` where the set lists none.
-        subject: Person (or phantom) the volume comes from; a subject is never on two sides of a split.
+        subject: Person (or phantom, or place) the case comes from; a subject is never on two sides of a split that is drawn.
+        part: The set's own split that the case belongs to, where the card names such.
     """
 
     id: str
     image: tuple[Path, ...]
     label: Path | None
     subject: str
+    part: str = ""
 
 
 def find_cases(root: Path, card: DataCard) -> list[Case]:
@@ -47,7 +51,7 @@ def decathlon(root: Path, card: DataCard) -> list[Case]:
     """
     listing = root / "dataset.json"
     if not listing.is_file():
-        return _pairs(root / "imagesTr", root / "labelsTr", card)
+        return paired(root, replace(card, image_files="imagesTr/{id}.*", label_files=["labelsTr/{id}.*"], layout="paired"))
     try:
         entries = json.loads(listing.read_text(encoding="utf-8"))["training"]
         cases = [_listed(root, entry, card) for entry in entries]
@@ -59,39 +63,88 @@ def decathlon(root: Path, card: DataCard) -> list[Case]:
 
 
 def paired(root: Path, card: DataCard) -> list[Case]:
-    """Cases as ``images/<id>.nii.gz`` and ``labels/<id>.nii.gz`` (or ``.nii``)."""
-    return _pairs(root / "images", root / "labels", card)
+    """Cases by the card's patterns ``image_files`` and ``label_files``, of the splits in ``split_names``, or all of them.
+
+    Where ``case_lists`` names the cases, these and no others; else every case that has an image or a label, so that a missing partner is noticed when the files are
+    checked. A name that occurs in several of the set's splits is told apart by the split's name before it where the files of the splits lie apart.
+
+    Raises:
+        FileNotFoundError: If a list is missing.
+    """
+    parts = [part for parts in card.split_names.values() for part in parts] or [""]
+    medium = medium_of(card)
+    images = {part: _Files(root, card.image_files, part, medium.suffixes) for part in parts}
+    labels = {part: [_Files(root, pattern, part, medium.label_suffixes) for pattern in card.label_files] for part in parts}
+    found = [(part, name) for part in parts for name in _names(root, card, part, images[part], labels[part])]
+    apart = "{split}" in card.image_files
+    repeated = {name for name, count in Counter(name for _, name in found).items() if apart and count > 1}
+    cases = []
+    for part, name in found:
+        case_id = f"{part}_{name}" if name in repeated and part else name
+        label = next((files.found[name][0] for files in labels[part] if name in files.found), labels[part][0].path(name))
+        # An image under two endings makes two cases of one name, which the check of the files refuses.
+        for image in images[part].found.get(name, [images[part].path(name)]):
+            cases.append(Case(case_id, (image,), label, subject_of(case_id, card), part))
+    return sorted(cases, key=lambda case: case.id)
+
+
+def _names(root: Path, card: DataCard, part: str, images: _Files, labels: Sequence[_Files]) -> list[str]:
+    """Names of the cases of one of the set's splits."""
+    if card.case_lists is None:
+        return sorted({*images.found, *(name for files in labels for name in files.found)})
+    listing = root / card.case_lists.replace("{split}", part)
+    if not listing.is_file():
+        raise FileNotFoundError(f"No list of cases {listing}. Check data.root, and `case_lists` and `split_names` of the card {card.name}.")
+    words = [line.split()[0] for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip() and not line.startswith("#")]
+    return [case_id_of(Path(word), images.suffixes) for word in words]
+
+
+class _Files:
+    """The files that fit a pattern, by the name of the case.
+
+    Args:
+        root: Folder that the pattern is relative to.
+        pattern: Path with ``{id}``, maybe ``{split}``, ``*`` and ``.*``.
+        split: What ``{split}`` stands for; empty for any.
+        suffixes: What ``.*`` stands for.
+    """
+
+    def __init__(self, root: Path, pattern: str, split: str, suffixes: Sequence[str]) -> None:
+        self.root = root
+        self.pattern = pattern.replace("{split}", split or "*")
+        self.suffixes = suffixes
+
+    @cached_property
+    def found(self) -> dict[str, list[Path]]:
+        path = Path(self.pattern.replace("{id}", "*"))
+        base = Path(path.anchor) if path.is_absolute() else self.root
+        regex = re.escape(self.pattern).replace(r"\{id\}", "(?P<id>[^/]+?)")
+        if regex.endswith(r"\.\*"):
+            regex = regex.removesuffix(r"\.\*") + f"(?:{'|'.join(map(re.escape, self.suffixes))})"
+        compiled = re.compile(regex.replace(r"\*", "[^/]*"), re.IGNORECASE)
+        files: dict[str, list[Path]] = {}
+        for file in sorted(base.glob(str(path.relative_to(path.anchor)))):
+            match = compiled.fullmatch((file if path.is_absolute() else file.relative_to(base)).as_posix())
+            if match and not file.name.startswith("."):
+                files.setdefault(match["id"], []).append(file)
+        return files
+
+    def path(self, name: str) -> Path:
+        """Where the file of a case should be."""
+        pattern = self.pattern.replace("{id}", name)
+        return self.root / (pattern.removesuffix(".*") + self.suffixes[0] if pattern.endswith(".*") else pattern)
 
 
 def _listed(root: Path, entry: Any, card: DataCard) -> Case:
     image = root / (entry if isinstance(entry, str) else entry["image"])
     label = None if isinstance(entry, str) else entry.get("label")
-    case_id = _case_id(image)
+    case_id = case_id_of(image, medium_of(card).suffixes)
     return Case(case_id, (image,), root / label if label else None, subject_of(case_id, card))
 
 
-def _pairs(images: Path, labels: Path, card: DataCard) -> list[Case]:
-    """A case for every id on either side, so that a missing partner is noticed when the files are checked."""
-    image_files, label_files = _volumes(images), _volumes(labels)
-    return [
-        Case(
-            case_id,
-            (image_files.get(case_id, images / f"{case_id}.nii.gz"),),
-            label_files.get(case_id, labels / f"{case_id}.nii.gz"),
-            subject_of(case_id, card),
-        )
-        for case_id in sorted(image_files | label_files)
-    ]
-
-
-def _volumes(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    return {_case_id(path): path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES) and not path.name.startswith(".")}
-
-
-def _case_id(path: Path) -> str:
-    return next((path.name.removesuffix(suffix) for suffix in SUFFIXES if path.name.endswith(suffix)), path.stem)
+def case_id_of(file: Path, suffixes: Sequence[str]) -> str:
+    """Name of a file without its folder and its ending, if that is one of ``suffixes``."""
+    return next((file.name[: -len(suffix)] for suffix in suffixes if file.name.lower().endswith(suffix)), file.name)
 
 
 def subject_of(case_id: str, card: DataCard) -> str:

@@ -26,7 +26,7 @@ from densecal.checks import check_choice
 from densecal.data.arrays import ArrayFile, file_stem, one_line, open_array
 from densecal.data.nnunet import describe_labels, turns_to_ras
 from densecal.data.validate import DataProblems, Problem
-from densecal.data.volumes import corner_shift, plane_names
+from densecal.data.volumes.nifti import corner_shift, plane_names
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.ops.activation import Activation, probabilities
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from densecal.data.card import SPLITS, DataCard
 from densecal.data.layouts import Case
@@ -20,7 +21,7 @@ def split_cases(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
 
     Args:
         cases: All cases of the set.
-        card: Fractions and ``split_seed``, or explicit case ids in ``splits``.
+        card: Fractions and ``split_seed``, or explicit case ids in ``splits``, or names of the set's own splits in ``split_names``.
 
     Returns:
         The three lists, each sorted by case id.
@@ -28,8 +29,15 @@ def split_cases(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
     Raises:
         ValueError: If there are too few subjects, or an explicit split names an unknown case, repeats one or cuts through a subject.
     """
-    split = _explicit(cases, card) if card.splits else _drawn(cases, card)
+    split = _explicit(cases, card) if card.splits else _named(cases, card) if card.split_names else _drawn(cases, card)
     return {name: sorted(split[name], key=lambda case: case.id) for name in SPLITS}
+
+
+def _named(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
+    """The set's own splits; a side without a name is drawn from the training subjects."""
+    split = {name: [case for case in cases if case.part in parts] for name, parts in card.split_names.items()}
+    fractions = {f"{name}_fraction": 0.0 for name in ("val", "test") if name in split}
+    return {**_drawn(split["train"], replace(card, **fractions)), **{name: side for name, side in split.items() if name != "train"}}  # type: ignore[arg-type]
 
 
 def _drawn(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:

@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import hydra
-import nibabel as nib
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from densecal.checks import check_choice, plain
+from densecal.checks import check_choice
 from densecal.data.card import DataCard
-from densecal.data.transforms import load_image, restore
-from densecal.data.volumes import read_nifti
+from densecal.data.medium import OpenedImage, medium_of
 from densecal.inference.sliding_window import SlidingWindow
 from densecal.runs import find_checkpoint, read_checkpoint
 
 __all__ = ["OUTPUTS", "Prediction", "Predictor", "resolve_device", "write_prediction"]
 
-OUTPUTS = ("label", "probs", "confidence")
+OUTPUTS = ("label", "probs", "confidence", "confidence_png", "overlay")
+"""What a prediction can be written as; the last two are for images."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +29,13 @@ class Prediction:
 
     Args:
         probs: ``(C, *spatial)``, float32, on the grid of the file.
-        image: The image as the network saw it (normalised, maybe resampled), ``(C_in, *spatial)``.
-        header: Header of the file: the grid, its place in space and its units.
+        source: The file: the image as the network saw it (normalised, maybe resampled), and the grid of the file.
+        card: How the file was read; it names and colours the classes.
     """
 
     probs: Tensor
-    image: Tensor
-    header: Any
+    source: OpenedImage
+    card: DataCard
 
     @property
     def label_map(self) -> Tensor:
@@ -106,29 +103,30 @@ class Predictor:
         """Predict one image.
 
         Args:
-            path: NIfTI file; several are stacked as channels.
+            path: Image file of the kind that the network was trained on; several are stacked as channels.
 
         Raises:
             ValueError: If a file cannot be read or has another number of channels than the network; the text names it.
         """
         paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(p) for p in path]
         names = " and ".join(str(p) for p in paths)
+        medium = medium_of(self.card)
         try:
-            header = read_nifti(paths[0]).header
-            image, transform = load_image(paths, self.card)
+            source = medium.open(paths, self.card)
         except Exception as error:
             cause = error.__cause__ or error
             reason = str(cause).strip().splitlines()[0].rstrip(".") if str(cause).strip() else type(cause).__name__
-            raise ValueError(f"{names}: cannot be read ({reason}). Expected a NIfTI volume.") from error
+            raise ValueError(f"{names}: cannot be read ({reason}). Expected one of {', '.join(medium.suffixes)}.") from error
+        image = source.image
         if image.shape[0] != self.card.image_channels or image.ndim != self.card.spatial_dims + 1:
             raise ValueError(
                 f"{names}: expected {self.card.image_channels} channel(s) and {self.card.spatial_dims} spatial dims, as in training, but got "
                 f"{tuple(image.shape)} (channels first)."
             )
         if bad := int((~torch.isfinite(image)).sum()):
-            raise ValueError(f"{names}: holds {bad} NaN or infinite voxel(s). Replace them, with np.nan_to_num for example.")
-        probs = self.window(self.model, plain(image).unsqueeze(0).to(self.device))[0].cpu()
-        return Prediction(restore(probs, image, transform), plain(image), header)
+            raise ValueError(f"{names}: holds {bad} NaN or infinite {medium.element}(s). Replace them, with np.nan_to_num for example.")
+        probs = self.window(self.model, image.unsqueeze(0).to(self.device))[0].cpu()
+        return Prediction(source.restore(probs), source, self.card)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -143,48 +141,33 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def write_prediction(prediction: Prediction, folder: Path, case_id: str, outputs: Iterable[str] = OUTPUTS) -> list[Path]:
-    """Write a prediction as NIfTI files on the grid of the image, each whole or not at all.
+def write_prediction(prediction: Prediction, folder: Path, case_id: str, outputs: Iterable[str] = ("label", "probs", "confidence")) -> list[Path]:
+    """Write a prediction on the grid of its file, each output whole or not at all.
+
+    ==================  ===============================================  =====================================================
+    output              of a volume                                      of an image
+    ==================  ===============================================  =====================================================
+    ``label``           ``<id>_label.nii.gz``, most probable class       ``<id>_label.png``, the class as palette index
+    ``probs``           ``<id>_probs.nii.gz``, ``(X, Y, Z, C)`` float32  ``<id>_probs.npz``, ``probs`` ``(C, H, W)`` float32
+    ``confidence``      ``<id>_confidence.nii.gz``, float32              ``<id>_confidence.tif``, float32
+    ``confidence_png``                                                   ``<id>_confidence.png``, 8 bits, 255 for 1
+    ``overlay``                                                          ``<id>_overlay.png``, the classes over the image
+    ==================  ===============================================  =====================================================
 
     Args:
-        prediction: The prediction.
+        prediction: The prediction. Confidence is the probability of the most probable class.
         folder: Where to; made if missing.
         case_id: Start of the file names.
-        outputs: Any of ``"label"`` (``<id>_label.nii.gz``, most probable class, uint8), ``"probs"`` (``<id>_probs.nii.gz``, ``(X, Y, Z, C)`` float32) and
-            ``"confidence"`` (``<id>_confidence.nii.gz``, probability of the most probable class, float32).
+        outputs: Any of those above.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: If an output is unknown.
+        ValueError: If an output is unknown, or of the other kind.
     """
-    paths = []
-    for output in outputs:
-        check_choice("outputs", output, OUTPUTS)
-        if output == "label":
-            values = prediction.label_map.numpy().astype(np.uint8 if prediction.probs.shape[0] <= 256 else np.int16)
-        elif output == "probs":
-            values = prediction.probs.movedim(0, -1).numpy().astype(np.float32)
-        else:
-            values = prediction.confidence.numpy().astype(np.float32)
-        paths.append(_write_nifti(folder / f"{case_id}_{output}.nii.gz", values, prediction.header))
-    return paths
-
-
-def _write_nifti(path: Path, values: np.ndarray, source: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(values, source.get_best_affine())  # a fresh header: intensity scaling and display range of the source do not apply
-    image.header.set_xyzt_units(*source.get_xyzt_units())
-    image.set_qform(*source.get_qform(coded=True) if source["qform_code"] else (None, 0))
-    if source["sform_code"]:
-        image.set_sform(*source.get_sform(coded=True))
-    else:
-        image.set_sform(None, 0)
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        nib.save(image, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    medium = medium_of(prediction.card)
+    chosen = list(outputs)
+    for output in chosen:
+        check_choice("outputs", output, medium.outputs)
+    return [medium.write(folder, case_id, output, prediction.probs, prediction.source, prediction.card) for output in chosen]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from densecal.data.card import SPLITS, DataCard, override_card, resolve_root
 from densecal.data.dataset import CaseDataset
 from densecal.data.layouts import Case, find_cases
+from densecal.data.medium import medium_of
 from densecal.data.predictions import PredictedCase
 from densecal.data.split import split_cases
 from densecal.data.validate import Problem, find_problems
-from densecal.data.volumes import plane_names, read_nifti
 from densecal.inference.predictor import Prediction, Predictor
 
 __all__ = ["RunCases", "cases_of_split"]
@@ -65,16 +65,14 @@ class RunCases:
     def beside_label(self, place: int, prediction: Prediction) -> PredictedCase:
         """A prediction with the label of its case as stored."""
         label = self._references[place]["label"]
-        header = prediction.header
-        spacing = tuple(float(z) for z in header.get_zooms()[: label.ndim - 1])
+        source = prediction.source
         return PredictedCase(
-            self.case_ids[place], prediction.probs, label[0] if label.shape[0] == 1 else label, spacing, plane_names(header.get_best_affine())
+            self.case_ids[place], prediction.probs, label[0] if label.shape[0] == 1 else label, source.spacing or None, source.axis_names
         )
 
-    def image(self, case_id: str) -> NDArray[np.float32]:
-        """The image of a case, its first channel, ``(*spatial)``."""
-        values = read_nifti(self.cases[self._place[case_id]].image[0]).get_fdata(dtype=np.float32)
-        return values.reshape(*values.shape[:3], -1)[..., 0]
+    def image(self, case_id: str) -> NDArray[Any]:
+        """The image of a case as shown: grey values of its first channel, ``(*spatial)``, or colours ``(rows, columns, 3)``."""
+        return medium_of(self.card).picture(self.cases[self._place[case_id]].image, self.card)
 
 
 def cases_of_split(card: DataCard, split: str | None) -> tuple[str, list[Case]]:

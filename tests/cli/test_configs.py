@@ -26,7 +26,7 @@ from densecal.cli import train
 from densecal.cli.configuration import build, prepare_arguments
 from densecal.cli.settings import PredictSettings, TrainSettings, register_settings
 from densecal.data import DataCard, SegmentationData
-from densecal.data.transforms import ForegroundVoxelsd, prepare_transforms, train_transforms
+from densecal.data.volumes.transforms import ForegroundVoxelsd, prepare_transforms, train_transforms
 from densecal.inference import SlidingWindow
 from densecal.registry import MODELS
 from densecal.tasks import SegmentationTask

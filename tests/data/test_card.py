@@ -37,7 +37,7 @@ def test_load_card_reads_a_file_of_the_users_own(tmp_path: Path) -> None:
         (MINIMAL + "batch_size: four\n", r"mine\.yaml: batch_size: expected int"),
         (MINIMAL + "spacing: 1 mm\n", r"mine\.yaml: spacing: expected list\[float\]"),
         (MINIMAL + "layout: decathalon\n", r"mine\.yaml: Expected `layout` to be one of"),
-        (MINIMAL + "patch_size: [8, 8]\n", r"mine\.yaml: Expected `patch_size` to have 3 numbers"),
+        (MINIMAL + "patch_size: [8]\n", r"mine\.yaml: Expected `patch_size` to have 2 numbers for images or 3"),
         (MINIMAL + "ignore_index: 1\n", r"mine\.yaml: Expected `ignore_index` outside the classes"),
         (MINIMAL + "palette: [[0, 0], [1, 1]]\n", r"mine\.yaml: Expected each colour of `palette`"),
         (MINIMAL + "augmentation: {contrast: [1.5, 0.7]}\n", r"mine\.yaml: Expected `augmentation\.contrast` to be \[low, high\]"),

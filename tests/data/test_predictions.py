@@ -14,6 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from densecal.data.arrays import ArrayFile
+from densecal.data.card import load_card
+from densecal.data.medium import OpenedImage
 from densecal.data.predictions import PredictionFolder, PredictionProblem
 from densecal.data.validate import DataProblems
 from densecal.inference.predictor import Prediction, write_prediction
@@ -762,9 +764,9 @@ def test_other_files_are_left_alone(folders: tuple[Path, Path]) -> None:
 
 def test_what_densecal_predict_writes(folders: tuple[Path, Path]) -> None:
     probs = torch.from_numpy(make_probs())
-    header = nib.Nifti1Image(np.zeros(SHAPE, np.float32), AFFINE).header
-    write_prediction(Prediction(probs, torch.zeros(1, *SHAPE), header), folders[0], "a")
-    write_prediction(Prediction(probs, torch.zeros(1, *SHAPE), header), folders[0], "b")
+    source = OpenedImage(torch.zeros(1, *SHAPE), lambda probs: probs, header=nib.Nifti1Image(np.zeros(SHAPE, np.float32), AFFINE).header)
+    write_prediction(Prediction(probs, source, load_card("hippocampus")), folders[0], "a")
+    write_prediction(Prediction(probs, source, load_card("hippocampus")), folders[0], "b")
     write(folders[1] / "a.nii.gz", make_label())
     folder = PredictionFolder(*folders)
     assert [(problem.case_id, problem.kind) for problem in folder.problems()] == [("b", "extra")]

@@ -14,8 +14,9 @@ from commands import run_command
 from torch import Tensor, nn
 from volumes import AFFINE, blob, save
 
-from densecal.data.card import DataCard, override_card
-from densecal.inference import OUTPUTS, Prediction, Predictor, SlidingWindow, resolve_device, write_prediction
+from densecal.data.card import DataCard, load_card, override_card
+from densecal.data.medium import OpenedImage
+from densecal.inference import Prediction, Predictor, SlidingWindow, resolve_device, write_prediction
 from densecal.models import unet
 
 CARD = {
@@ -28,6 +29,7 @@ CARD = {
     "val_fraction": 0.3,
     "test_fraction": 0.3,
 }
+NIFTI_OUTPUTS = ("label", "probs", "confidence")
 OBLIQUE = np.array([[0.9, -0.3, 0.2, -12.0], [0.25, 1.1, -0.1, 7.5], [-0.2, 0.15, 1.8, 30.0], [0, 0, 0, 1]])
 
 
@@ -58,7 +60,7 @@ def image() -> np.ndarray:
 
 
 def read(folder: Path, case: str) -> dict[str, np.ndarray]:
-    return {output: np.asarray(nib.load(folder / f"{case}_{output}.nii.gz").dataobj) for output in OUTPUTS}
+    return {output: np.asarray(nib.load(folder / f"{case}_{output}.nii.gz").dataobj) for output in NIFTI_OUTPUTS}
 
 
 def test_from_run_loads_what_was_trained(run, predictor):
@@ -97,7 +99,7 @@ def test_from_run_does_not_need_the_data(run, tmp_path, image):
 
 def test_prediction_is_a_distribution_with_its_label_and_confidence():
     probs = torch.tensor([[0.2, 0.5, 0.1], [0.7, 0.3, 0.1], [0.1, 0.2, 0.8]]).reshape(3, 3, 1, 1)
-    prediction = Prediction(probs, torch.zeros(1, 3, 1, 1), nib.Nifti1Header())
+    prediction = Prediction(probs, OpenedImage(torch.zeros(1, 3, 1, 1), lambda probs: probs), load_card("hippocampus"))
     assert prediction.label_map.flatten().tolist() == [1, 0, 2]
     assert prediction.confidence.flatten().tolist() == pytest.approx([0.7, 0.5, 0.8])
 
@@ -170,7 +172,7 @@ def test_prediction_lies_on_the_grid_of_the_image(affine, preprocessing, predict
     turning = Predictor(predictor.model, override_card(predictor.card, preprocessing), predictor.window)
     save(tmp_path / "scan.nii.gz", image, affine)
     write_prediction(turning(tmp_path / "scan.nii.gz"), tmp_path, "scan")
-    for output in OUTPUTS:
+    for output in NIFTI_OUTPUTS:
         written = nib.load(tmp_path / f"scan_{output}.nii.gz")
         assert written.shape[:3] == image.shape
         np.testing.assert_allclose(written.affine, nib.load(tmp_path / "scan.nii.gz").affine, atol=1e-5)
@@ -218,7 +220,7 @@ def test_resampled_prediction_comes_back_to_its_place(affine, tmp_path):
     card = DataCard("bump", ["background", "bump"], patch_size=[16, 16, 16], normalisation="none", spacing=[1.3, 1.3, 1.3], orientation="LPS")
     prediction = Predictor(Brightness(), card, SlidingWindow((16, 16, 16)))(save(tmp_path / "bump.nii.gz", smooth, affine))
     expected = 1 / (1 + np.exp(-smooth))
-    assert prediction.image.shape[1:] != shape
+    assert prediction.source.image.shape[1:] != shape
     assert np.abs(prediction.probs[1].numpy() - expected).max() < 0.08
     for mirrored in (expected[::-1], expected[:, ::-1], expected[:, :, ::-1], np.roll(expected, 2, axis=0)):
         assert np.abs(mirrored - expected).max() > 0.16  # what the line above would not let pass
@@ -231,7 +233,7 @@ def test_header_keeps_its_place_in_space_and_its_units(codes, predictor, image, 
     path = written_image(tmp_path / "scan.nii.gz", image, affine, codes=codes, units=("micron", "msec"))
     source = nib.load(path)
     write_prediction(predictor(path), tmp_path, "scan")
-    for output in OUTPUTS:
+    for output in NIFTI_OUTPUTS:
         written = nib.load(tmp_path / f"scan_{output}.nii.gz")
         assert written.header.get_xyzt_units() == ("micron", "msec")
         assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == codes
@@ -301,7 +303,7 @@ def test_channels_are_the_fourth_axis_or_files_of_their_own(two_channels, tmp_pa
     assert (two_channels(paths[::-1]).probs - separate.probs).abs().max() > 1e-3  # their order matters
     for prediction, case in ((separate, "separate"), (together, "together")):
         write_prediction(prediction, tmp_path, case)
-        for output in OUTPUTS:
+        for output in NIFTI_OUTPUTS:
             written = nib.load(tmp_path / f"{case}_{output}.nii.gz")
             assert written.shape == ((9, 8, 10, 2) if output == "probs" else (9, 8, 10))
             np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-6)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from volumes import blob
 
 from densecal.data.card import DataCard
-from densecal.data.transforms import ForegroundVoxelsd, train_transforms
+from densecal.data.volumes.transforms import ForegroundVoxelsd, train_transforms
 from densecal.inference import SlidingWindow, full_resolution
 from densecal.models import dynunet, unet
 

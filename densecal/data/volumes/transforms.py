@@ -39,11 +39,38 @@ from torch import Tensor
 
 from densecal.checks import plain
 from densecal.data.card import DataCard
+from densecal.data.layouts import Case
 
-__all__ = ["eval_transforms", "load_image", "prepare_transforms", "restore", "train_transforms"]
+__all__ = ["VolumeLoading", "eval_transforms", "load_image", "prepare_transforms", "restore", "train_transforms"]
 
 _FOREGROUND_VOXELS = 10_000
 """Foreground voxels remembered per case as patch centres, evenly over the structure, as nnU-Net does."""
+
+
+class VolumeLoading:
+    """Volumes for training and testing; see :class:`densecal.data.medium.Loading`."""
+
+    def __init__(self, card: DataCard, *, train: bool) -> None:
+        need_foreground = train and card.foreground_fraction is not None
+        self.prepare = Compose([prepare_transforms(card), *([ForegroundVoxelsd(card)] if need_foreground else [])])
+        self.draw = train_transforms(card)
+        self.decode = DecodeLabeld(card)
+
+    def load(self, case: Case) -> dict[str, Tensor]:
+        data: dict[str, Any] = self.prepare({"image": [str(path) for path in case.image], "label": str(case.label)})
+        spacing = torch.as_tensor(data["image"].pixdim, dtype=torch.float32)
+        return {name: plain(data[name]).contiguous() for name in ("image", "label", "foreground") if name in data} | {"spacing": spacing}
+
+    def patch(self, item: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+        self.draw.set_random_state(seed=seed)
+        return self._finished(item, self.draw)
+
+    def whole(self, item: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._finished(item, self.decode)
+
+    def _finished(self, item: dict[str, Tensor], transform: Transform) -> dict[str, Tensor]:
+        data: dict[str, Any] = transform({name: value for name, value in item.items() if name != "spacing"})
+        return {name: plain(data[name]).contiguous() for name in ("image", "label")} | {"spacing": item["spacing"]}
 
 
 def eval_transforms(card: DataCard, *, label: bool = True) -> Compose:

@@ -10,7 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-__all__ = ["corner_shift", "plane_names", "read_nifti"]
+__all__ = ["corner_shift", "plane_names", "read_nifti", "write_nifti"]
 
 _PLANES = {"L": "sagittal", "R": "sagittal", "P": "coronal", "A": "coronal", "I": "axial", "S": "axial"}
 
@@ -46,3 +46,22 @@ def plane_names(affine: np.ndarray) -> tuple[str, ...]:
     """
     codes = nib.aff2axcodes(affine)
     return () if None in codes else tuple(_PLANES[code] for code in codes)
+
+
+def write_nifti(path: Path, values: np.ndarray, source: Any) -> Path:
+    """Write values on the grid that the header ``source`` describes, with its place in space and its units."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(values, source.get_best_affine())  # a fresh header: intensity scaling and display range of the source do not apply
+    image.header.set_xyzt_units(*source.get_xyzt_units())
+    image.set_qform(*source.get_qform(coded=True) if source["qform_code"] else (None, 0))
+    if source["sform_code"]:
+        image.set_sform(*source.get_sform(coded=True))
+    else:
+        image.set_sform(None, 0)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        nib.save(image, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -13,7 +13,7 @@ from torch import Tensor
 from densecal.data.card import DataCard, load_card, override_card
 from densecal.data.dataset import CaseDataset
 from densecal.data.layouts import Case, find_cases
-from densecal.data.transforms import DecodeLabeld, EncodeLabeld, RandCropd, eval_transforms, load_image, restore
+from densecal.data.volumes.transforms import DecodeLabeld, EncodeLabeld, RandCropd, eval_transforms, load_image, restore
 
 
 def first_case(card: DataCard) -> Case:

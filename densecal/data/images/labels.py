@@ -1,0 +1,179 @@
+"""From what a label file holds to classes: one byte per pixel, or shares."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densecal.data.card import DataCard
+from densecal.data.images.files import StoredLabel
+from densecal.data.validate import BadFileError
+
+__all__ = ["LabelReader"]
+
+_SUM = 1e-3
+"""Shares stored as float32 or 8-bit brightness sum to 1 within this."""
+_MOST = 1 << 16
+"""Numbers above this in a label file are named by a longer way than the table."""
+
+
+class LabelReader:
+    """Turn stored labels into the form that is kept in memory.
+
+    Class ``c`` becomes ``c + 1`` and "no class" 0; ``padding`` marks what an augmentation adds around an image. Soft labels have one share per class and, last, one for
+    "no class", so that the shares of a pixel sum to 1 and those of padding to 0.
+
+    Args:
+        card: Which numbers, colours or shares the files hold.
+    """
+
+    def __init__(self, card: DataCard) -> None:
+        self.card = card
+        self.num_classes = len(card.classes)
+        self.soft = card.soft_labels
+        self.dtype = np.dtype(np.uint8 if self.num_classes < 255 else np.int16)
+        self.padding = 0 if self.soft else 255 if self.dtype == np.uint8 else -1
+        self._codes = dict(self._number_codes())
+        self._table = np.full(_MOST, -1, np.int32)
+        for number, code in self._codes.items():
+            if 0 <= number < _MOST:
+                self._table[number] = code
+        self._colors = {tuple(color): c + 1 for c, color in enumerate(card.palette)} | {tuple(color): 0 for color in card.ignore_colors}
+
+    def __call__(self, stored: StoredLabel) -> NDArray[Any]:
+        """Codes ``(H, W)``, uint8 (int16 for 255 classes and more), or shares ``(H, W, K + 1)``, float32.
+
+        Raises:
+            BadFileError: If the file holds something else than the card says.
+        """
+        if self.soft:
+            return self._shares(stored.values)
+        if self.card.label_encoding == "color":
+            return self._from_colors(stored)
+        return self._from_numbers(stored)
+
+    def count(self, label: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+        """Pixels of each class (fractions of them for shares), and pixels without one."""
+        if self.soft:
+            sums = label.sum(axis=(0, 1), dtype=np.float64)
+            return sums[:-1], float(sums[-1])
+        counts = np.bincount(label.ravel(), minlength=self.num_classes + 1).astype(float)
+        return counts[1:], float(counts[0])
+
+    def _number_codes(self) -> Iterator[tuple[int, int]]:
+        """Stored number -> class + 1, or 0."""
+        card = self.card
+        yield card.ignore_index, 0
+        yield from ((number, 0) for number in card.ignore_values)
+        for c, entry in enumerate(card.label_values or range(self.num_classes)):
+            yield from ((number, c + 1) for number in _numbers(entry))
+
+    def _from_numbers(self, stored: StoredLabel) -> NDArray[Any]:
+        values = stored.values
+        if values.ndim == 3 and values.shape[2] == 3:
+            if (values != values[..., :1]).any():
+                raise BadFileError("is a colour image. Set `label_encoding: color` and `palette` in the card, or store the class numbers.")
+            values = values[..., 0]
+        if values.ndim != 2:
+            raise BadFileError(
+                f"expected one number per pixel, but got shape {values.shape}. If these are shares per class, set `soft_labels: true` in the card."
+            )
+        if values.dtype.kind == "f":
+            whole = np.rint(values)
+            if (whole != values).any():
+                raise BadFileError("holds numbers that are not whole. Resize labels to the nearest, or set `soft_labels: true` in the card.")
+            values = whole.astype(np.int64)
+        if values.dtype.kind not in "uib":
+            raise BadFileError(f"expected whole numbers, but got {values.dtype}.")
+        if values.size and values.min() >= 0 and values.max() < _MOST:
+            codes = self._table[values]
+        else:
+            codes = np.vectorize(lambda number: self._codes.get(int(number), -1), otypes=[np.int32])(values)
+        if (codes < 0).any():
+            found = _spell(values[codes < 0])
+            raise BadFileError(f"has labels outside {self._expected()}: {found}. Add the class to the card, or list the number in `ignore_values`.")
+        if stored.palette is not None:
+            self._check_palette(values, codes, stored.palette)
+        return codes.astype(self.dtype)
+
+    def _expected(self) -> str:
+        return "those of `label_values`" if self.card.label_values else f"the card's classes 0 to {self.num_classes - 1}"
+
+    def _check_palette(self, values: NDArray[Any], codes: NDArray[Any], palette: NDArray[np.uint8]) -> None:
+        """Where file and card both colour the classes, other colours mean another order of classes. A grey ramp colours nothing."""
+        if not self.card.palette:
+            return
+        for number in np.unique(values[codes > 0]):
+            c = int(self._codes[int(number)]) - 1
+            found, expected = tuple(int(v) for v in palette[number]), tuple(self.card.palette[c])
+            if found != expected and found != (number,) * 3:
+                raise BadFileError(
+                    f"its palette shows {number} as {found}, but the card's {self.card.classes[c]} is {expected}: the classes may have another order. "
+                    "Mend the order of `classes`, or leave `palette` out of the card."
+                )
+
+    def _from_colors(self, stored: StoredLabel) -> NDArray[Any]:
+        values = stored.values if stored.palette is None else stored.palette[stored.values]
+        if values.ndim == 2 and values.dtype == np.uint8:
+            values = np.repeat(values[..., None], 3, axis=2)
+        if values.ndim != 3 or values.shape[2] != 3 or values.dtype != np.uint8:
+            raise BadFileError(f"expected a colour image, as `label_encoding` says, but got {values.dtype} of shape {values.shape}.")
+        packed = (values.astype(np.int32) << np.array([16, 8, 0])).sum(axis=2)
+        known = {(r << 16) + (g << 8) + b: code for (r, g, b), code in self._colors.items()}
+        keys = np.array(sorted(known))
+        place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+        wrong = keys[place] != packed
+        if wrong.any():
+            colors, counts = np.unique(packed[wrong], return_counts=True)
+            order = np.argsort(-counts)[:3]
+            found = ", ".join(f"({colors[i] >> 16}, {colors[i] >> 8 & 255}, {colors[i] & 255}) at {counts[i]} pixel(s)" for i in order)
+            more = f" and {len(colors) - 3} more colours" if len(colors) > 3 else ""
+            raise BadFileError(
+                f"has colours outside the card's `palette` and `ignore_colors`: {found}{more}. Add the colour, or store the label without loss."
+            )
+        return np.array([known[key] for key in keys], self.dtype)[place]
+
+    def _shares(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        if values.ndim == 2 and self.num_classes == 2 and values.dtype.kind in "ui":
+            second = values.astype(np.float32) / np.iinfo(values.dtype).max
+            shares = np.stack([1 - second, second], axis=2)
+        elif values.ndim == 3 and values.shape[2] == self.num_classes and values.dtype.kind == "f":
+            shares = values.astype(np.float32)
+        else:
+            grey = " or a grey image" if self.num_classes == 2 else ""
+            raise BadFileError(
+                f"expected soft labels (H, W, {self.num_classes}), one floating share per class{grey}, but got {values.dtype} of shape {values.shape}."
+            )
+        if not np.isfinite(shares).all():
+            raise BadFileError("holds NaN or infinite shares. Set the shares of a pixel without a label to 0.")
+        if shares.min() < -_SUM or shares.max() > 1 + _SUM:
+            raise BadFileError(f"expected shares in [0, 1], but got {shares.min():.4g} to {shares.max():.4g}.")
+        total = shares.sum(axis=2, keepdims=True)
+        labelled = total > _SUM
+        if wrong := int((np.abs(total[labelled] - 1) > _SUM).sum()):
+            raise BadFileError(f"expected shares that sum to 1 (or to 0 where there is no label), but {wrong} pixel(s) do not. Divide by their sum.")
+        return np.concatenate([np.where(labelled, shares, 0), ~labelled], axis=2, dtype=np.float32)
+
+
+def _numbers(entry: Any) -> Iterator[int]:
+    """A number, a range as ``"128-255"``, or a list of such."""
+    if isinstance(entry, (list, tuple)):
+        for one in entry:
+            yield from _numbers(one)
+    elif isinstance(entry, str):
+        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", entry)
+        if match is None:
+            raise ValueError(f"Expected an entry of `label_values` to be a number, a range such as '128-255', or a list of them, but got {entry!r}.")
+        yield from range(int(match[1]), int(match[2]) + 1)
+    else:
+        yield int(entry)
+
+
+def _spell(values: NDArray[Any]) -> str:
+    numbers, counts = np.unique(values, return_counts=True)
+    shown = ", ".join(f"{int(number)} ({count} pixels)" for number, count in list(zip(numbers, counts, strict=True))[:5])
+    return shown + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")

@@ -1,0 +1,67 @@
+"""Volumes as a medium; MONAI is imported when the first is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from densecal.data.card import DataCard
+from densecal.data.medium import Loading, OpenedImage
+from densecal.data.volumes.nifti import plane_names, read_nifti, write_nifti
+
+if TYPE_CHECKING:
+    from densecal.data.layouts import Case
+    from densecal.data.validate import CaseFacts
+
+__all__ = ["VolumeMedium"]
+
+
+class VolumeMedium:
+    """NIfTI volumes; see :class:`densecal.data.medium.Medium`."""
+
+    noun = "volume"
+    element = "voxel"
+    suffixes: tuple[str, ...] = (".nii.gz", ".nii")
+    label_suffixes: tuple[str, ...] = suffixes
+    outputs: tuple[str, ...] = ("label", "probs", "confidence")
+
+    def inspect(self, case: Case, card: DataCard) -> CaseFacts:
+        from densecal.data.volumes.check import inspect
+
+        return inspect(case, card)
+
+    def loading(self, card: DataCard, *, train: bool) -> Loading:
+        from densecal.data.volumes.transforms import VolumeLoading
+
+        return VolumeLoading(card, train=train)
+
+    def open(self, paths: Sequence[Path], card: DataCard) -> OpenedImage:
+        from densecal.data.volumes.transforms import load_image, restore
+
+        header = read_nifti(paths[0]).header
+        image, transform = load_image(paths, card)
+        return OpenedImage(
+            image.as_tensor(),
+            lambda probs: restore(probs, image, transform),
+            tuple(float(z) for z in header.get_zooms()[:3]),
+            plane_names(header.get_best_affine()),
+            header,
+        )
+
+    def picture(self, paths: Sequence[Path], card: DataCard) -> NDArray[Any]:
+        values = read_nifti(paths[0]).get_fdata(dtype=np.float32)
+        return values.reshape(*values.shape[:3], -1)[..., 0]
+
+    def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> Path:
+        if output == "label":
+            values = probs.argmax(dim=0).numpy().astype(np.uint8 if len(probs) <= 256 else np.int16)
+        elif output == "probs":
+            values = probs.movedim(0, -1).numpy().astype(np.float32)
+        else:
+            values = probs.amax(dim=0).numpy().astype(np.float32)
+        return write_nifti(folder / f"{case_id}_{output}.nii.gz", values, opened.header)
