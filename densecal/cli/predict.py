@@ -77,7 +77,7 @@ def _files(source: Path, medium: Medium) -> list[Path]:
         return [source]
     files = sorted(path for path in source.iterdir() if path.name.lower().endswith(medium.suffixes) and not path.name.startswith("."))
     if not files:
-        raise FileNotFoundError(f"input: no {', '.join(medium.suffixes)} files in {source}.")
+        raise FileNotFoundError(f"input: no {' or '.join(medium.suffixes)} files in {source}.")
     by_name: dict[str, list[str]] = {}
     for path in files:
         by_name.setdefault(case_id_of(path, medium.suffixes), []).append(path.name)

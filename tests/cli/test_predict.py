@@ -206,7 +206,7 @@ def test_two_volumes_of_one_name_are_refused(predict, scans):
     save(scans / "a.nii", blob((8, 8, 8), seed=0)[0])
     assert predict(f"input={scans}") == 1
     (line,) = predict.lines
-    assert re.match(r"error: input: .*scans holds a twice, as \.nii and \.nii\.gz", line)
+    assert re.match(r"error: input: .*scans holds a\.nii and a\.nii\.gz, whose predictions would have one name", line)
     assert not predict.output.exists()
 
 
