@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import nibabel as nib
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from densecal.checks import check_choice, plain
 from densecal.data.card import DataCard
 from densecal.data.transforms import load_image, restore
 from densecal.data.volumes import read_nifti
-from densecal.inference.sliding_window import SlidingWindow
+from densecal.inference.inferer import Inferer
+from densecal.instantiation import instantiate
 from densecal.runs import find_checkpoint, read_checkpoint
 
 __all__ = ["OUTPUTS", "Prediction", "Predictor", "resolve_device", "write_prediction"]
@@ -52,12 +52,12 @@ class Prediction:
 
 
 class Predictor:
-    """A network with the preprocessing and the sliding window it was trained for.
+    """A network with the preprocessing and the way of inference it was trained for.
 
     Args:
         model: The network; it is moved to ``device`` and put in evaluation mode.
         card: Data set card that says how images are prepared.
-        window: Sliding window.
+        window: Predicts whole images: a sliding window, or all in one piece.
         device: Where to compute.
 
     Example:
@@ -66,7 +66,7 @@ class Predictor:
         torch.Size([3, 35, 51, 35])
     """
 
-    def __init__(self, model: nn.Module, card: DataCard, window: SlidingWindow, device: torch.device | str = "cpu") -> None:
+    def __init__(self, model: nn.Module, card: DataCard, window: Inferer, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.model = model.float().to(self.device).eval()
         self.card = card
@@ -93,10 +93,10 @@ class Predictor:
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(card, DataCard)
         known = {"in_channels": card.image_channels, "num_classes": len(card.classes), "spatial_dims": card.spatial_dims}
-        model = hydra.utils.instantiate(config.model, **known, _convert_="all")
+        model = instantiate(config.model, **known)
         weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")}
         model.load_state_dict(weights)
-        window = hydra.utils.instantiate(config.inference, patch_size=list(card.patch_size), _convert_="all")
+        window = instantiate(config.inference, patch_size=list(card.patch_size), spatial_dims=card.spatial_dims)
         predictor = cls(model, card, window, device)
         predictor.config = config
         return predictor
