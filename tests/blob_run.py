@@ -1,4 +1,4 @@
-"""A tiny run on volumes made on the fly, for the tests of the commands that read one."""
+"""A tiny run on volumes made on the fly, predicted in one piece, for the tests of the commands that read one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def make_blob_run(root: Path) -> Path:
         save(root / "labels" / f"b{n}.nii.gz", label)
     (root / "blobs.yaml").write_text(yaml.safe_dump(CARD))
     settings = [f"data={root / 'blobs.yaml'}", f"data.root={root}", f"output_dir={root / 'runs'}", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
+    whole = ["inference=whole_image", "inference.multiple=2", "inference.flip_axes=[0]", "inference.scales=[0.75,1.0]"]
     log = root / "log.txt"
-    assert run_command("train", [*settings, "model.channels=[4,8]"], log) == 0, log.read_text()
+    assert run_command("train", [*settings, "model.channels=[4,8]", *whole], log) == 0, log.read_text()
     (record,) = (root / "runs").glob("*/*/run.json")
     return record.parent

@@ -56,7 +56,7 @@ def save_label(path: Path, label: np.ndarray, palette: list[list[int]] | None = 
     """A palette PNG, as PASCAL VOC has them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(label, mode="P")
-    colors = [*(palette or PALETTE), *[[0, 0, 0]] * 256][:255] + [[224, 224, 192]]  # VOC's colour of void
+    colors = [*[*(palette or PALETTE), *[[0, 0, 0]] * 256][:255], [224, 224, 192]]  # VOC's colour of void
     picture.putpalette([value for color in colors for value in color])
     picture.save(path)
     return path

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from densecal.cli.settings import register_settings
+from densecal.instantiation import accepted, instantiate, parameters
 from densecal.registry import near_matches
 from densecal.resources import configs_dir
 
@@ -226,7 +227,7 @@ def _has(config: DictConfig, key: str) -> bool:
 def _constructor_takes(config: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else None
-    return isinstance(node, DictConfig) and "_target_" in node and name in _parameters(_locate(node["_target_"], parent))
+    return isinstance(node, DictConfig) and "_target_" in node and name in parameters(_locate(node["_target_"], parent))
 
 
 def _may_grow(config: DictConfig, parent: str) -> bool:
@@ -261,22 +262,22 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(config._get_node(name), f"{prefix}{name}.")
     if "_target_" in config:
         required_later = 1 if config.get("_partial_") else 0  # what a partial is called with: an optimizer's params, a schedule's optimizer
-        yield from (f"{prefix}{name}" for name in _parameters(_locate(config["_target_"], prefix))[required_later:] if name not in config)
+        yield from (f"{prefix}{name}" for name in parameters(_locate(config["_target_"], prefix))[required_later:] if name not in config)
 
 
 def _check_constructors(config: DictConfig) -> None:
     """Hold the arguments of every ``_target_`` against its signature and type hints."""
     for path, node in _targets(OmegaConf.to_container(config, resolve=False), ""):
         target = _locate(node["_target_"], path)
-        parameters: list[str] | None = _parameters(target)
+        names: list[str] | None = parameters(target)
         hints = _hints(target)
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values()):
-            parameters = None
+            names = None
         for name, value in node.items():
             if name.startswith("_"):
                 continue
-            if parameters is not None and name not in parameters:
-                raise CommandError(f"{path}.{name}: {node['_target_']} has no such argument. {near_matches(name, parameters)}")
+            if names is not None and name not in names:
+                raise CommandError(f"{path}.{name}: {node['_target_']} has no such argument. {near_matches(name, names)}")
             if name in hints and not _fits(value, hints[name]):
                 raise CommandError(f"{path}.{name}: expected {_spell(hints[name])}, but got {value!r}.")
 
@@ -297,10 +298,6 @@ def _locate(target: str, path: str) -> Callable[..., Any]:
     if not callable(found):
         raise CommandError(f"{path.rstrip('.')}._target_: expected a class or function, but {target!r} is a {type(found).__name__}.")
     return found
-
-
-def _parameters(target: Callable[..., Any]) -> list[str]:
-    return [p.name for p in inspect.signature(target).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -332,31 +329,13 @@ def _spell(hint: Any) -> str:
     return inspect.formatannotation(hint).replace("collections.abc.", "").replace("typing.", "")
 
 
-def accepted(target: str, **arguments: Any) -> dict[str, Any]:
-    """Those of ``arguments`` that the constructor of a ``_target_`` has: what the task knows and a config need not repeat."""
-    names = _parameters(hydra.utils.get_object(target))
-    return {name: value for name, value in arguments.items() if name in names}
-
-
 def build(node: DictConfig, name: str, **known: Any) -> Any:
-    """Instantiate a ``_target_`` node, handing it what the task knows; its refusal becomes one line that names the setting.
-
-    Nodes inside of it are handed what they take and do not say: a term of a composition its number of classes.
-    """
+    """:func:`densecal.instantiation.instantiate` a ``_target_`` node; its refusal becomes one line that names the setting."""
     try:
-        return hydra.utils.instantiate(node, **_known_inside(node, known), _convert_="all")
+        return instantiate(node, **known)
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise CommandError(f"{name}: {str(cause).splitlines()[0]}") from cause
-
-
-def _known_inside(node: DictConfig, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ``_target_`` node takes of ``known`` and, under their names, what the nodes inside it take and do not say, such as a term's ``num_classes``."""
-    found = accepted(node["_target_"], **known) if "_target_" in node else {}
-    for name, child in node.items():
-        if isinstance(child, DictConfig) and (inside := _known_inside(child, {key: value for key, value in known.items() if key not in child})):
-            found[str(name)] = inside
-    return found
 
 
 def given_settings() -> tuple[dict[str, str], list[str]]:

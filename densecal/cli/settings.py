@@ -37,6 +37,7 @@ class TrainSettings:
 class PredictSettings:
     """``configs/predict.yaml`` explains each setting and gives its default."""
 
+    inference: Any = None
     run: str = MISSING
     checkpoint: str = MISSING
     input: str = MISSING
@@ -50,6 +51,7 @@ class EvaluateSettings:
     """``configs/evaluate.yaml`` explains each setting and gives its default."""
 
     data: Any = None
+    inference: Any = None
     run: Any = None
     checkpoint: str = MISSING
     root: str | None = None

@@ -28,7 +28,7 @@ from densecal.cli.evaluation import evaluate_run
 from densecal.data import DataCard, DataProblems, SegmentationData
 from densecal.data.medium import medium_of
 from densecal.files import write_atomically
-from densecal.inference import SlidingWindow
+from densecal.inference import Inferer
 from densecal.metrics import SegmentationEvaluation
 from densecal.registry import near_matches
 from densecal.runs import find_checkpoint, find_latest_run, new_run_dir, provenance, read_checkpoint, read_record, write_record
@@ -167,7 +167,7 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData) -> S
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model: nn.Module = build(config.model, "model", **known)
     loss: nn.Module = build(config.loss, "loss", ignore_index=data.schema.ignore_index, num_classes=data.schema.num_classes)
-    window: SlidingWindow = build(config.inference, "inference", patch_size=list(card.patch_size))
+    window: Inferer = build(config.inference, "inference", patch_size=list(card.patch_size), spatial_dims=card.spatial_dims)
     task = SegmentationTask(
         model,
         loss,

@@ -1,16 +1,22 @@
 """From image files to probabilities, labels and confidence maps."""
 
+from densecal.inference.customary import customary_inferer
+from densecal.inference.inferer import Inferer, full_resolution
 from densecal.inference.predictor import OUTPUTS, Prediction, Predictor, resolve_device, write_prediction
 from densecal.inference.run_cases import RunCases, cases_of_split
-from densecal.inference.sliding_window import SlidingWindow, full_resolution
+from densecal.inference.sliding_window import SlidingWindow
+from densecal.inference.whole_image import WholeImage
 
 __all__ = [
     "OUTPUTS",
+    "Inferer",
     "Prediction",
     "Predictor",
     "RunCases",
     "SlidingWindow",
+    "WholeImage",
     "cases_of_split",
+    "customary_inferer",
     "full_resolution",
     "resolve_device",
     "write_prediction",

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from densecal.checks import check_choice
 from densecal.data.card import DataCard
 from densecal.data.medium import OpenedImage, medium_of
-from densecal.inference.sliding_window import SlidingWindow
+from densecal.inference.inferer import Inferer
+from densecal.instantiation import instantiate
 from densecal.runs import find_checkpoint, read_checkpoint
 
 __all__ = ["OUTPUTS", "Prediction", "Predictor", "resolve_device", "write_prediction"]
@@ -49,12 +49,12 @@ class Prediction:
 
 
 class Predictor:
-    """A network with the preprocessing and the sliding window it was trained for.
+    """A network with the preprocessing and the way of inference it was trained for.
 
     Args:
         model: The network; it is moved to ``device`` and put in evaluation mode.
         card: Data set card that says how images are prepared.
-        window: Sliding window.
+        window: Predicts whole images: a sliding window, or all in one piece.
         device: Where to compute.
 
     Example:
@@ -63,7 +63,7 @@ class Predictor:
         torch.Size([3, 35, 51, 35])
     """
 
-    def __init__(self, model: nn.Module, card: DataCard, window: SlidingWindow, device: torch.device | str = "cpu") -> None:
+    def __init__(self, model: nn.Module, card: DataCard, window: Inferer, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.model = model.float().to(self.device).eval()
         self.card = card
@@ -72,13 +72,16 @@ class Predictor:
         """Of the run, where the network comes from one."""
 
     @classmethod
-    def from_run(cls, run: Path | str, checkpoint: str = "best", device: torch.device | str = "cpu") -> Predictor:
+    def from_run(
+        cls, run: Path | str, checkpoint: str = "best", device: torch.device | str = "cpu", inference: DictConfig | None = None
+    ) -> Predictor:
         """Load a run; its checkpoint holds the config that built it.
 
         Args:
             run: Run directory, or a checkpoint file.
             checkpoint: ``"best"`` or ``"last"``.
             device: Where to compute.
+            inference: How whole images are predicted, as ``configs/inference/`` has it. By default as in training.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
@@ -90,10 +93,12 @@ class Predictor:
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(card, DataCard)
         known = {"in_channels": card.image_channels, "num_classes": len(card.classes), "spatial_dims": card.spatial_dims}
-        model = hydra.utils.instantiate(config.model, **known, _convert_="all")
+        model = instantiate(config.model, **known)
         weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")}
         model.load_state_dict(weights)
-        window = hydra.utils.instantiate(config.inference, patch_size=list(card.patch_size), _convert_="all")
+        if inference is not None:
+            config.inference = inference
+        window = instantiate(config.inference, patch_size=list(card.patch_size), spatial_dims=card.spatial_dims)
         predictor = cls(model, card, window, device)
         predictor.config = config
         return predictor

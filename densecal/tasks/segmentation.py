@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from densecal.inference.sliding_window import SlidingWindow, full_resolution
+from densecal.inference import Inferer, full_resolution
 from densecal.labels import LabelSchema
 from densecal.losses import CompoundLoss, DeepSupervisionLoss
 from densecal.metrics import Evaluation, SegmentationEvaluation
@@ -26,12 +26,12 @@ _TRAINING_LENGTH = ("total_iters", "T_max", "total_steps")
 
 
 class SegmentationTask(L.LightningModule):
-    """Train a segmentation network with any loss; validate with calibration metrics on whole volumes.
+    """Train a segmentation network with any loss; validate with calibration metrics on whole images.
 
     Batches are those of :class:`densecal.data.SegmentationData`. What the loss declares in ``needs`` is taken from the batch and handed over as ``context``.
     Networks that return several resolutions while training (deep supervision) have the loss applied at each of them.
     The loss is told of epochs, steps and validations where it has the hooks ``on_epoch``, ``on_step`` and ``on_validation``; one that
-    ``wants_validation_logits`` is shown each validation batch, with the windows' logits averaged over the volume.
+    ``wants_validation_logits`` is shown each validation batch, with its logits averaged over windows and views.
 
     Logged: ``train/loss`` and ``train/loss_<term>`` for each term of a compound loss; after each validation ``val/<score>`` for everything in
     ``Evaluation.scalars()``: ``val/dice``, ``val/ece``, ``val/ece_foreground``, ``val/nll``, ...
@@ -40,7 +40,7 @@ class SegmentationTask(L.LightningModule):
         model: Network from ``(N, C_in, *patch)`` to logits ``(N, C, *patch)``.
         loss: densecal's losses, or any module that takes logits and labels ``(N, 1, *patch)`` (soft labels ``(N, C, *patch)``) and returns a scalar.
         schema: The classes.
-        window: Predicts whole volumes.
+        window: Predicts whole images.
         optimizer: Makes the optimizer from the parameters of network and loss. Default: Adam.
         scheduler: Makes a learning-rate schedule from the optimizer; it is stepped after every batch, and where it has an argument for the number of steps
             (``total_iters``, ``T_max`` or ``total_steps``) that is not given, it is the whole training.
@@ -59,7 +59,7 @@ class SegmentationTask(L.LightningModule):
         model: nn.Module,
         loss: nn.Module,
         schema: LabelSchema,
-        window: SlidingWindow,
+        window: Inferer,
         *,
         optimizer: Callable[..., Optimizer] = torch.optim.Adam,
         scheduler: Callable[..., LRScheduler] | None = None,
@@ -78,7 +78,7 @@ class SegmentationTask(L.LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.val_evaluation = SegmentationEvaluation(schema, num_bins=num_bins, foreground_radius=foreground_radius)
-        self.spatial_dims = len(window.patch_size)
+        self.spatial_dims = window.spatial_dims
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(N, C, *spatial)`` of images ``(N, C_in, *spatial)``."""

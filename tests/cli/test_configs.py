@@ -27,7 +27,7 @@ from densecal.cli.configuration import build, prepare_arguments
 from densecal.cli.settings import PredictSettings, TrainSettings, register_settings
 from densecal.data import DataCard, SegmentationData
 from densecal.data.volumes.transforms import ForegroundVoxelsd, prepare_transforms, train_transforms
-from densecal.inference import SlidingWindow
+from densecal.inference import SlidingWindow, WholeImage
 from densecal.registry import MODELS
 from densecal.tasks import SegmentationTask
 
@@ -36,7 +36,7 @@ FILES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf
 CHOICES = [(group, name) for group, name in FILES if group != "experiment"]
 KNOWN = {
     "model": {"in_channels": 1, "num_classes": 3, "spatial_dims": 3},
-    "inference": {"patch_size": [8, 8, 8]},
+    "inference": {"patch_size": [8, 8, 8], "spatial_dims": 3},
 }
 """What the task knows, and a config does not repeat."""
 
@@ -105,6 +105,14 @@ def test_inference_config_builds_a_window():
     window = build(composed("inference.overlap=0.25", "inference.blending=constant").inference, "inference", patch_size=[8, 8, 4])
     assert isinstance(window, SlidingWindow)
     assert (window.patch_size, window.overlap, window.blending) == ((8, 8, 4), 0.25, "constant")
+    assert (window.flip_axes, window.scales) == ((), (1.0,))
+
+
+def test_inference_config_of_whole_images_builds():
+    settings = ["inference=whole_image", "inference.multiple=[16,8]", "inference.flip_axes=[1]", "inference.scales=[0.5,1,1.5]"]
+    window = build(composed(*settings).inference, "inference", patch_size=[8, 8], spatial_dims=2)
+    assert isinstance(window, WholeImage)
+    assert (window.spatial_dims, window.multiple, window.flip_axes, window.scales) == (2, (16, 8), (1,), (0.5, 1, 1.5))
 
 
 @pytest.mark.parametrize("name", [name for group, name in FILES if group == "optimizer"])

@@ -67,6 +67,8 @@ REFUSED = {
     "type-list": (["predictions=label"], r"predictions: "),
     "type-float": (["inference.overlap=half"], r"inference\.overlap: expected float, but got 'half'"),
     "type-int": (["inference.batch_size=1.5"], r"inference\.batch_size: expected int, but got 1\.5"),
+    "type-list-of-float": (["inference.scales=0.5"], r"inference\.scales: expected Sequence\[float\], but got 0\.5"),
+    "type-axes": (["inference=whole_image", "inference.flip_axes=[left]"], r"inference\.flip_axes: expected Sequence\[int\], but got \['left'\]"),
     "type-list-of-int": (["model.channels=[16,wide]"], r"model\.channels: expected Sequence\[int\], but got \[16, 'wide'\]"),
     "type-of-one-number-or-a-list": (["model.strides=two"], r"model\.strides: expected .*int.*, but got 'two'"),
     "type-bool": (["model=dynunet", "model.residual=perhaps"], r"model\.residual: expected bool, but got 'perhaps'"),
@@ -356,6 +358,8 @@ def test_build_names_the_setting_that_is_refused(own_module):
     assert isinstance(error.value.__cause__, ValueError)
     with pytest.raises(CommandError, match=r"^inference: .*`overlap` in \[0, 1\), but got 1\.5"):
         build(composed("inference.overlap=1.5").inference, "inference", patch_size=[8, 8, 8])
+    with pytest.raises(CommandError, match=r"^inference: .*`flip_axes` .*\(0, 1\), but got \(2,\)\.$"):
+        build(composed("inference=whole_image", "inference.flip_axes=[2]").inference, "inference", patch_size=[8, 8], spatial_dims=2)
 
 
 # The command.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from commands import run_command
 from conftest import ROOT
 from volumes import blob, save
 
-from densecal.inference import Predictor
+from densecal.inference import Predictor, WholeImage
 
 KINDS = ("label", "probs", "confidence")
 
@@ -72,6 +73,17 @@ def test_predict_one_file(predict, run, scans):
     probs = np.asarray(nib.load(predict.output / "a_probs.nii.gz").dataobj)
     np.testing.assert_allclose(probs, Predictor.from_run(run)(scans / "a.nii.gz").probs.movedim(0, -1).numpy(), atol=1e-5)
     assert {Path(word).name for line in predict.lines for word in line.split()} == files("a")  # it names what it wrote
+
+
+def test_predict_as_the_run_did(predict, run):
+    """This one in one piece, flipped and scaled, and so the labels that it wrote for its test cases."""
+    window = Predictor.from_run(run).window
+    assert isinstance(window, WholeImage)
+    assert (window.spatial_dims, window.multiple, window.flip_axes, window.scales) == (3, (2, 2, 2), (0,), (0.75, 1.0))
+    case = json.loads((run / "splits.json").read_text())["test"][0]
+    assert predict(f"input={run.parents[2] / 'images' / f'{case}.nii.gz'}", "outputs=[label]") == 0
+    written, again = (np.asarray(nib.load(folder / f"{case}_label.nii.gz").dataobj) for folder in (run / "predictions", predict.output))
+    np.testing.assert_array_equal(again, written)
 
 
 def test_predict_a_folder(predict, scans):

@@ -14,12 +14,12 @@ from volumes import blob
 
 from densecal.data.card import DataCard
 from densecal.data.volumes.transforms import ForegroundVoxelsd, train_transforms
-from densecal.inference import SlidingWindow, full_resolution
+from densecal.inference import SlidingWindow
 from densecal.models import dynunet, unet
 
 
 class Opinionated(nn.Module):
-    """Logits that depend on the voxel, its neighbours and the whole window, so that overlapping windows disagree."""
+    """Logits that depend on the pixel, its neighbours and the whole window, so that overlapping windows disagree."""
 
     def __init__(self, in_channels: int, num_classes: int, spatial_dims: int = 3) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class Opinionated(nn.Module):
 
 
 def starts(size: int, patch: int, overlap: float) -> list[int]:
-    """First voxels of the windows along an axis: each covers a share ``overlap`` of the one before, the last ends with the volume."""
+    """First pixels of the windows along an axis: each covers a share ``overlap`` of the one before, the last ends with the image."""
     step = round(patch * (1 - overlap))
     return [min(n * step, size - patch) for n in range(1 + max(0, -(-(size - patch) // step)))]
 
 
 def blended(model: nn.Module, image: Tensor, patch: tuple[int, ...], overlap: float) -> Tensor:
-    """Mean over windows of the windows' probabilities, voxel by voxel, for volumes no smaller than a window."""
+    """Mean over windows of the windows' probabilities, pixel by pixel, for images no smaller than a window."""
     results = []
     for volume in image:
         windows = []
@@ -211,17 +211,6 @@ def test_result_is_single_precision_whatever_the_network_computes_in(dtype):
     torch.testing.assert_close(probs.sum(1), torch.ones(1, 9, 8, 12), atol=1e-6, rtol=0)
 
 
-def test_full_resolution_takes_the_first_output():
-    fine, coarse = noise(2, 3, 8, 8, 8), noise(2, 3, 4, 4, 4)
-    assert full_resolution(fine, 3) is fine
-    assert full_resolution([fine, coarse], 3) is fine
-    assert full_resolution((fine, coarse), 3) is fine
-    assert torch.equal(full_resolution(torch.stack([fine, -fine], dim=1), 3), fine)
-    flat = noise(2, 3, 8, 8)
-    assert full_resolution(flat, 2) is flat
-    assert torch.equal(full_resolution(torch.stack([flat, -flat], dim=1), 2), flat)
-
-
 class Heads(nn.Module):
     """Two outputs, the second of them nonsense."""
 
@@ -280,11 +269,6 @@ def test_deep_supervision_in_training_mode_gives_one_prediction():
 def test_window_refuses_what_it_cannot_do(arguments, match):
     with pytest.raises(ValueError, match=match):
         SlidingWindow(**({"patch_size": (8, 8, 8)} | arguments))
-
-
-def test_window_refuses_a_volume_of_other_dimensions():
-    with pytest.raises(ValueError, match=r"3 spatial dim.*\(1, 1, 8, 8\)"):
-        SlidingWindow((8, 8, 8))(nn.Conv2d(1, 2, 1), torch.zeros(1, 1, 8, 8))
 
 
 @torch.no_grad()

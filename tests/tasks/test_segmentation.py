@@ -10,7 +10,7 @@ from monai.networks.nets import DynUNet
 from torch import nn
 from torch.utils.data import DataLoader
 
-from densecal.inference import SlidingWindow
+from densecal.inference import SlidingWindow, WholeImage
 from densecal.labels import LabelSchema
 from densecal.losses import CompoundLoss, CRaCLoss, CrossEntropyLoss, DeepSupervisionLoss, DiceCELoss, NACLLoss, SVLSLoss
 from densecal.metrics import SegmentationEvaluation
@@ -290,6 +290,25 @@ def test_validation_logits_set_the_multipliers():
         torch.testing.assert_close(task.loss.state_dict()[name], value, rtol=1e-4, atol=1e-6)
     assert task.loss.parts["crac"].updates == 1
     assert "val/dice" in task.trainer.callback_metrics
+
+
+def test_images_are_validated_in_one_piece_over_flips_and_scales():
+    torch.manual_seed(0)
+    window = WholeImage(2, multiple=8, flip_axes=[1], scales=[0.5, 1.0])
+    task = SegmentationTask(nn.Conv2d(1, 3, 3, padding=1), CRaCLoss(num_classes=3, margin=2.0), SCHEMA, window)
+    image, label = torch.randn(2, 1, 13, 9), torch.randint(0, 3, (2, 1, 13, 9))
+    batch = {"image": image, "label": label, "case_index": torch.arange(2), "case_id": ["a", "b"], "spacing": torch.ones(2, 2)}
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(task, loader(batch), loader(batch))
+    evaluation, loss = SegmentationEvaluation(SCHEMA), CRaCLoss(num_classes=3, margin=2.0)
+    with torch.no_grad():
+        probs, logits = window.with_logits(task.model, image)
+    evaluation.update(probs, label, batch["case_index"])
+    assert trainer.callback_metrics["val/ece"].item() == pytest.approx(evaluation.compute().scalars()["ece"], abs=1e-6)
+    loss.on_validation_batch(logits, label)
+    loss.on_validation({})
+    for name, value in loss.state_dict().items():
+        torch.testing.assert_close(task.loss.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_resumed_run_goes_on_with_the_multipliers(tmp_path):
