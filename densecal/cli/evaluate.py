@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
 from densecal.cli.configuration import CommandError, command
+
+if TYPE_CHECKING:
+    from densecal.data import DataCard
 
 __all__ = ["evaluate", "main"]
 
@@ -138,8 +141,8 @@ def _check(config: DictConfig) -> None:
             raise CommandError(f"{name}: expected one of {allowed}, but got {config[name]!r}.")
     if config.run is None and config.predictions is None:
         raise CommandError("Nothing to evaluate: give a trained run as run=DIR, or saved probabilities as predictions=DIR labels=DIR.")
-    if config.predictions is not None and config.labels is None and config.run is None:
-        raise CommandError("labels: give the folder of reference labels, labels=DIR.")
+    if config.predictions is not None and config.labels is None and config.data is None and config.run is None:
+        raise CommandError("labels: give the folder of reference labels, labels=DIR, or a data set with a card, data=CARD data.root=DIR.")
     if config.subject_pattern is not None:
         try:
             groups = re.compile(config.subject_pattern).groups
@@ -193,7 +196,7 @@ def _models(config: DictConfig) -> dict[str, _Model]:
 def _trained(config: DictConfig, path: str, device: Any) -> _Model:
     """A run of densecal's."""
     from densecal.cli.facts import training_facts
-    from densecal.data import DataCard, override_card
+    from densecal.data import override_card
     from densecal.data.layouts import subject_of
     from densecal.inference import Predictor, RunCases, cases_of_split
 
@@ -202,8 +205,7 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
     assert predictor.config is not None
     split = config.split
     if config.data is not None:
-        chosen = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
-        assert isinstance(chosen, DataCard)
+        chosen = _card(config.data)
         if list(chosen.classes) != list(card.classes):
             raise ValueError(f"data: {path} was trained on the classes {list(card.classes)}, but {chosen.name} has {list(chosen.classes)}.")
         other = chosen.name != card.name
@@ -229,16 +231,33 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
     return _Model(RunCases(predictor, cases, card), card.schema, "softmax", facts, lambda case_id: subject_of(case_id, card), notes)
 
 
+def _card(config: DictConfig) -> DataCard:
+    """The chosen data set."""
+    from densecal.data import DataCard
+
+    card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config))
+    assert isinstance(card, DataCard)
+    return card
+
+
 def _saved(config: DictConfig, path: str, known_names: Sequence[tuple[str, ...]]) -> _Model:
     """A folder of anybody's predictions; where it does not name its classes, they are those of the models before it, if as many."""
-    from densecal.data import PredictionFolder
+    from densecal.data import PredictionFolder, resolve_root
+    from densecal.data.card_labels import CardLabels
+    from densecal.data.layouts import subject_of
+    from densecal.inference import cases_of_split
     from densecal.labels import LabelSchema
 
+    card: DataCard | None = None
+    split = ""
     if config.labels is None:
-        raise ValueError("labels: give the folder of reference labels, labels=DIR.")
+        if config.data is None:
+            raise ValueError("labels: give the folder of reference labels, labels=DIR, or a data set with a card, data=CARD data.root=DIR.")
+        card = _card(config.data)
+        split, chosen = cases_of_split(card, config.split)
     cases = PredictionFolder(
         path,
-        config.labels,
+        config.labels if card is None else CardLabels(card, chosen, resolve_root(card)),
         num_classes=None if config.classes is None else len(config.classes),
         activation=config.activation,
         from_logits=config.from_logits,
@@ -253,15 +272,18 @@ def _saved(config: DictConfig, path: str, known_names: Sequence[tuple[str, ...]]
     alike = next((names for names in known_names if len(names) == cases.num_classes), None)
     names = config.classes or cases.class_names or alike or [f"class {c}" for c in range(cases.num_classes)]
     background = config.background if cases.activation == "softmax" else None
-    schema = LabelSchema(tuple(names), ignore_index=cases.ignore_index, background=background)
+    schema = card.schema if card else LabelSchema(tuple(names), ignore_index=cases.ignore_index, background=background)
     facts = {
         "title": f"Predictions in {Path(path).name}",
         "split": f"{len(cases.case_ids)} cases with prediction and label",
         "predictions": str(path),
-        "labels": str(config.labels),
+        "labels": str(config.labels) if card is None else f"{card.name}, {split}",
         "read as": "logits" if config.from_logits else "probabilities",
         "classes": "exclusive (softmax)" if cases.activation == "softmax" else "regions that may overlap (sigmoid)",
     }
+    if card:
+        facts |= {"licence": card.licence or None, "citation": list(card.citation)}
+        return _Model(cases, schema, cases.activation, facts, lambda case_id: subject_of(case_id, card), list(card.notes))
     return _Model(cases, schema, cases.activation, facts, _subject_finder(config.subject_pattern))
 
 

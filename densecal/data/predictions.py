@@ -24,6 +24,7 @@ from torch import Tensor
 
 from densecal.checks import check_choice
 from densecal.data.arrays import ArrayFile, file_stem, one_line, open_array
+from densecal.data.card_labels import CardLabels
 from densecal.data.nnunet import describe_labels, turns_to_ras
 from densecal.data.validate import DataProblems, Problem
 from densecal.data.volumes.nifti import corner_shift, plane_names
@@ -121,7 +122,7 @@ class PredictionFolder:
     Args:
         predictions: Folder of predictions. ``dataset.json`` in it (for nnU-Net's ``fold_*/validation`` two folders up), in the labels' folder or
             beside ``labelsTr`` gives class names, regions and the ignore label.
-        labels: Folder of reference labels.
+        labels: Folder of reference labels, or the labels of a data set that has a card.
         num_classes: Number of channels C. By default that of ``dataset.json``, else of the first prediction.
         activation: ``"softmax"`` for exclusive classes, ``"sigmoid"`` for regions that may overlap. By default softmax, unless there are ``regions``.
         from_logits: The files hold logits.
@@ -158,7 +159,7 @@ class PredictionFolder:
     def __init__(
         self,
         predictions: Path | str,
-        labels: Path | str,
+        labels: Path | str | CardLabels,
         *,
         num_classes: int | None = None,
         activation: Activation | None = None,
@@ -173,7 +174,9 @@ class PredictionFolder:
     ) -> None:
         check_choice("axes", axes, AXES)
         check_choice("activation", activation, (None, "softmax", "sigmoid"))
-        self.predictions, self.labels = Path(predictions), Path(labels)
+        self._card_labels = labels if isinstance(labels, CardLabels) else None
+        self.predictions = Path(predictions)
+        self.labels = labels.root if isinstance(labels, CardLabels) else Path(labels)
         self.images = None if images is None else Path(images)
         for name, folder in (("predictions", self.predictions), ("labels", self.labels), ("images", self.images)):
             if folder is not None and not folder.is_dir():
@@ -182,9 +185,11 @@ class PredictionFolder:
         self.axes = axes
         self.label_values = None if label_values is None else tuple(int(value) for value in label_values)
 
-        described = describe_labels(self.predictions, self.labels)
+        described = None if self._card_labels else describe_labels(self.predictions, self.labels)
         use_names = described is not None and regions is None
         self.class_names: tuple[str, ...] | None = described.names if described and use_names else tuple(regions) if regions else None
+        if self._card_labels:
+            self.class_names, ignore_index = tuple(self._card_labels.card.classes), self._card_labels.card.ignore_index
         self.regions: tuple[tuple[int, ...], ...] | None = (
             tuple(tuple(int(v) for v in part) for part in regions.values()) if regions else described.regions if described else None
         )
@@ -285,6 +290,8 @@ class PredictionFolder:
         Raises:
             DataProblems: (a ``ValueError``) If it cannot be read or has another shape than the label.
         """
+        if self._card_labels:
+            return self._card_labels.picture(case_id)
         if self.images is None:
             return None
         files = {_image_stem(path): path for path in _files(self.images)}
@@ -329,11 +336,13 @@ class PredictionFolder:
             raise ValueError(f"Expected `ignore_index` other than the 0 and 1 of a region, but got {self.ignore_index}.")
 
     def _match(self, prediction_suffix: str | None, label_suffix: str) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-        same = self.predictions.resolve() == self.labels.resolve()
+        same = self._card_labels is None and self.predictions.resolve() == self.labels.resolve()
         if same and not (prediction_suffix or label_suffix):
             raise ValueError(f"{self.predictions} holds predictions and labels. Tell them apart by `prediction_suffix` or `label_suffix`.")
         labels: dict[str, list[Path]] = defaultdict(list)
-        for path in _files(self.labels):
+        if self._card_labels:
+            labels |= {case_id: [path] for case_id, path in self._card_labels.files.items()}
+        for path in _files(self.labels) if self._card_labels is None else []:
             if same and prediction_suffix and not label_suffix and (file_stem(path) or "").endswith(prediction_suffix):
                 continue
             if (stem := file_stem(path)) and stem.endswith(label_suffix) and (case_id := stem.removesuffix(label_suffix)):
@@ -363,6 +372,9 @@ class PredictionFolder:
             "Give what follows the case in their names as `prediction_suffix` and `label_suffix`."
         )
 
+    def _open_label(self, case_id: str, path: Path) -> ArrayFile:
+        return _open(case_id, path, self._card_labels.open if self._card_labels else open_array)
+
     # From files to one case
 
     def _classes(self, channels: int | None) -> int:
@@ -374,7 +386,7 @@ class PredictionFolder:
         if case_id not in self._label_files or case_id not in self._prediction_files or case_id not in self.case_ids:
             raise KeyError(f"{case_id!r} is not a case with one prediction and one label.")
         (prediction_path,), (label_path,) = self._prediction_files[case_id], self._label_files[case_id]
-        prediction, label = _open(case_id, prediction_path, _KEYS), _open(case_id, label_path)
+        prediction, label = _open(case_id, prediction_path, lambda path: open_array(path, _KEYS)), self._open_label(case_id, label_path)
         turn = _to_label(label) if self._reorients and _is_nnunet(prediction) and label.format == "nifti" and len(label.shape) >= 3 else None
         for soft, spatial in self._readings(prediction, label):
             layouts = self._layouts(prediction, label, spatial, turn)
@@ -594,9 +606,9 @@ def _rank(path: Path) -> int:
     return 0 if len(file.shape) > 3 and file.shape[-1] > 1 else 3 if file.integer else 1
 
 
-def _open(case_id: str, path: Path, keys: Sequence[str] = ()) -> ArrayFile:
+def _open(case_id: str, path: Path, opener: Callable[[Path], ArrayFile]) -> ArrayFile:
     try:
-        file = open_array(path, keys)
+        file = opener(path)
     except MemoryError:
         raise
     except Exception as error:

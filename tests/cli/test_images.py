@@ -73,11 +73,15 @@ def test_evaluate_a_run_and_its_saved_probabilities_agree(scenes, run, tmp_path)
     assert run_command("predict", [f"run={run}", f"input={test}", f"output={tmp_path / 'p'}", "outputs=[probs]", "device=cpu"], log) == 0, (
         log.read_text()
     )
-    settings = [f"predictions={tmp_path / 'p'}", f"labels={scenes / 'labels'}", "ignore_index=255", "background=null", "strict=false"]
-    assert run_command("evaluate", [*settings, f"output={tmp_path / 'b'}", "device=cpu"], log) == 0, log.read_text()
-    first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in "ab")
-    for key, value in first["pooled"]["all"].items():
-        assert second["pooled"]["all"][key] == pytest.approx(value, abs=1e-6), key
+    by_folder = [f"labels={scenes / 'labels'}", "ignore_index=255", "background=null", "strict=false"]
+    by_card = [f"data={scenes / 'scenes.yaml'}", f"data.root={scenes}"]
+    for name, settings in (("b", by_folder), ("c", by_card)):
+        settings = [f"predictions={tmp_path / 'p'}", *settings, f"output={tmp_path / name}", "device=cpu"]
+        assert run_command("evaluate", settings, log) == 0, log.read_text()
+    first, *others = (json.loads((tmp_path / name / "summary.json").read_text()) for name in "abc")
+    for other in others:
+        assert other["pooled"]["all"] == pytest.approx(first["pooled"]["all"], abs=1e-6)
+    assert others[1]["classes"] == first["classes"], "the card names and colours them"
 
 
 def test_predict_writes_pictures(run, tmp_path):

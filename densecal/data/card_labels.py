@@ -1,0 +1,69 @@
+"""The labels of a data set that has a card, as references for saved predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densecal.data.arrays import ArrayFile, open_array
+from densecal.data.card import DataCard
+from densecal.data.layouts import Case
+from densecal.data.medium import medium_of
+
+__all__ = ["CardLabels"]
+
+
+class CardLabels:
+    """Label files that are read as a card says: by its numbers, colours or shares.
+
+    Args:
+        card: The data set.
+        cases: Those of its cases that count.
+        root: Folder of the set, for messages.
+
+    Attributes:
+        files: Case id -> label file.
+    """
+
+    def __init__(self, card: DataCard, cases: Sequence[Case], root: Path) -> None:
+        self.card = card
+        self.root = root
+        self.files = {case.id: case.label for case in cases if case.label is not None}
+        self._images = {case.id: case.image for case in cases}
+        self._medium = medium_of(card)
+
+    def open(self, path: Path) -> ArrayFile:
+        """A label file as an array: classes ``(*spatial)``, or shares, where ``ignore_index`` marks pixels without a class.
+
+        Raises:
+            Exception: If it cannot be read, or holds something else than the card says.
+        """
+        if self.card.spatial_dims == 3:
+            return open_array(path)
+        from densecal.data.images.files import read_label
+        from densecal.data.images.labels import LabelReader
+
+        label = LabelReader(self.card)(read_label(path))
+        if self.card.soft_labels:
+            shares = np.ascontiguousarray(np.moveaxis(label[..., :-1], -1, 0))  # without the share of "no class"
+            return _Decoded(path, "npy", shares.shape, shares.dtype.name, values=shares)
+        classes = np.where(label == 0, self.card.ignore_index, label.astype(np.int64) - 1)
+        return _Decoded(path, "image", classes.shape, classes.dtype.name, values=classes)
+
+    def picture(self, case_id: str) -> NDArray[Any]:
+        """The image of a case, to be shown."""
+        return self._medium.picture(self._images[case_id], self.card)
+
+
+@dataclass(frozen=True)
+class _Decoded(ArrayFile):
+    values: NDArray[Any] | None = None
+
+    def read(self) -> NDArray[Any]:
+        assert self.values is not None
+        return np.array(self.values)
