@@ -213,7 +213,7 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
     if config.root is not None:
         card = override_card(card, {"root": config.root})
     name, cases = cases_of_split(card, split)
-    facts = {
+    facts: dict[str, Any] = {
         "title": f"{card.name}: {path}",
         "split": f"{len(cases)} cases, {name}",
         "data set": card.name + (f" ({card.modality})" if card.modality else ""),
@@ -273,7 +273,7 @@ def _saved(config: DictConfig, path: str, known_names: Sequence[tuple[str, ...]]
     names = config.classes or cases.class_names or alike or [f"class {c}" for c in range(cases.num_classes)]
     background = config.background if cases.activation == "softmax" else None
     schema = card.schema if card else LabelSchema(tuple(names), ignore_index=cases.ignore_index, background=background)
-    facts = {
+    facts: dict[str, Any] = {
         "title": f"Predictions in {Path(path).name}",
         "split": f"{len(cases.case_ids)} cases with prediction and label",
         "predictions": str(path),
