@@ -40,11 +40,12 @@ def _definitions() -> dict[str, str]:
         texts[f"{key}_class_worst_mean"] = (
             f"{by_class}, averaged over the worst q % of those images, then over classes, then over q = 10, 20, ..., 100."
         )
+    texts["iou_dataset/<class>"] = "intersection over union of one class, from counts summed over all images."
     return {key: text[0].upper() + text[1:] for key, text in texts.items()}
 
 
 FINE_GRAINED_DEFINITIONS: dict[str, str] = _definitions()
-"""One sentence per number of :func:`fine_grained_overlap`; ``{worst_percent}`` is to be filled in."""
+"""One sentence per number of :func:`fine_grained_overlap`, and for the IoU of one class over the data set; ``{worst_percent}`` is to be filled in."""
 
 
 def fine_grained_overlap(

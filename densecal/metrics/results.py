@@ -200,7 +200,7 @@ class Evaluation:
         definitions: Key -> one sentence.
         class_names: Class names.
         foreground: Classes that foreground means run over.
-        fine_grained: Accuracy, IoU and Dice over the data set, per image and per class; of the worst images, too, with details.
+        fine_grained: Accuracy, IoU and Dice over the data set, per image and per class; of the worst images, too, with details; ``iou_dataset/<class>``.
         intervals: Lowest and highest plausible value of the numbers in :meth:`scalars` and ``mean``, by the same key: 95 % bootstrap intervals over cases.
         curves: What is drawn as a line: ``"risk_coverage"`` and ``"risk_coverage_foreground"`` (``coverage``, ``risk``, ``best_risk``: the lowest risk that an
             order of the voxels could have) and ``"boundary_distance"`` (``edges`` ``[D + 1]`` in ``unit``, ``count``, ``accuracy``, ``mean_confidence``
@@ -222,6 +222,12 @@ class Evaluation:
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
     case_sums: dict[str, RegionSums] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
+
+    @property
+    def leading(self) -> tuple[str, str]:
+        """Key of the overlap that comes first, of all cases (in :meth:`scalars`) and of one case (in its row): Dice where there is a structure before a
+        background; mean IoU, of all cases over the data set, where every class counts."""
+        return ("dice", "dice") if "foreground" in self.pooled else ("iou_dataset", "iou")
 
     @property
     def case_bins(self) -> dict[str, Bins]:
@@ -336,7 +342,8 @@ def evaluation_of(
         definitions=_filled_definitions(settings, schema.background is not None),
         class_names=names,
         foreground=schema.foreground,
-        fine_grained={key: value.item() for key, value in fine_grained.items() if detail or "worst" not in key},
+        fine_grained={key: value.item() for key, value in fine_grained.items() if detail or "worst" not in key}
+        | dict(zip((f"iou_dataset/{name}" for name in names), jaccard_from_counts(*overlap.sum(0)).tolist(), strict=True)),
         intervals=_intervals(columns, sums, overlap[..., foreground], case_index, settings.replicates, groups, detail=detail)
         if settings.replicates
         else {},
