@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -46,6 +47,7 @@ class _Model:
         facts: What is known of it, for the report.
         subjects: Case id -> person.
         notes: What a reader must know.
+        class_shares: Of the training labels, where they are known.
     """
 
     cases: _Cases
@@ -54,6 +56,7 @@ class _Model:
     facts: dict[str, Any]
     subjects: Callable[[str], str]
     notes: list[str] = field(default_factory=list)
+    class_shares: list[float] | None = None
 
 
 def evaluate(config: DictConfig) -> Path:
@@ -70,7 +73,7 @@ def evaluate(config: DictConfig) -> Path:
     _check(config)
     from densecal.cli.evaluation import print_scores, telling_examples  # a mistyped setting need not wait for torch
     from densecal.cli.facts import minutes
-    from densecal.metrics import paired_differences
+    from densecal.metrics import class_prior_baseline, paired_differences
     from densecal.report import write_comparison, write_report
     from densecal.runs import provenance
 
@@ -101,6 +104,9 @@ def evaluate(config: DictConfig) -> Path:
             raise CommandError(f"{name}: no case could be evaluated; nothing is written.")
         model.facts |= {"time": minutes(time.perf_counter() - started), **provenance()}
 
+    baselines = {
+        name: None if model.class_shares is None else class_prior_baseline(results[name], model.class_shares) for name, model in models.items()
+    }
     folder = _output(config)
     try:
         for name, model in models.items():
@@ -112,6 +118,7 @@ def evaluate(config: DictConfig) -> Path:
                 telling_examples(results[name], model.cases, model.notes, case_ids) if model.activation == "softmax" else [],  # regions may overlap
                 notes=model.notes,
                 case_ids=case_ids,
+                baseline=baselines[name],
             )
         if len(models) > 1:
             reference = next(iter(models))
@@ -124,7 +131,7 @@ def evaluate(config: DictConfig) -> Path:
     except OSError as error:
         raise CommandError(f"output: cannot write to {folder} ({error.strerror or error}).") from None
     for name, result in results.items():
-        print_scores(result, name if len(models) > 1 else "")
+        print_scores(result, name if len(models) > 1 else "", baselines[name])
     print(f"report  {page.resolve()}", flush=True)
     return page
 
@@ -228,7 +235,16 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
         notes.append(
             f"These are {'training' if name == 'train' else 'validation' if name == 'val' else 'all'} cases: the model has seen them or was chosen by them."
         )
-    return _Model(RunCases(predictor, cases, card), card.schema, "softmax", facts, lambda case_id: subject_of(case_id, card), notes)
+    return _Model(
+        RunCases(predictor, cases, card), card.schema, "softmax", facts, lambda case_id: subject_of(case_id, card), notes, _stored_shares(path)
+    )
+
+
+def _stored_shares(path: str) -> list[float] | None:
+    """The class shares that a run was trained on, as its own report has them; None for a checkpoint file or a run without a report."""
+    report = Path(path) / "summary.json"
+    baseline = json.loads(report.read_text()).get("baseline") if report.is_file() else None
+    return baseline["class_shares"] if baseline else None
 
 
 def _card(config: DictConfig) -> DataCard:

@@ -8,24 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from densecal.cli.facts import minutes, target_name, training_facts
 from densecal.data import DataCard, PredictedCase, SegmentationData
+from densecal.data.layouts import Case
+from densecal.data.validate import survey
 from densecal.inference import Predictor, RunCases, write_prediction
-from densecal.metrics import Evaluation, SegmentationEvaluation
+from densecal.metrics import ClassPriorBaseline, Evaluation, SegmentationEvaluation, class_prior_baseline
 from densecal.report import Example, write_report
 from densecal.runs import read_record
 from densecal.tasks import History, SegmentationTask
 
-__all__ = ["add_case", "evaluate_run", "print_scores", "telling_examples"]
+__all__ = ["add_case", "class_shares", "evaluate_run", "print_scores", "telling_examples"]
 
 BOUNDARY_WIDTH = 3.0
 """Of the region along boundaries in a run's report, in voxels."""
 SURFACE_TOLERANCE = 1.0
-"""Up to this distance a surface counts as found in a run's report, in mm."""
+"""Up to this distance a surface counts as found in a run's report, in mm; only where there is a background for a structure to have a surface to."""
 
 
 def evaluate_run(folder: Path, data: SegmentationData, config: DictConfig, *, task: SegmentationTask, trainer: L.Trainer, history: History) -> None:
@@ -44,7 +47,7 @@ def evaluate_run(folder: Path, data: SegmentationData, config: DictConfig, *, ta
         num_bins=config.num_bins,
         foreground_radius=data.card.foreground_radius,
         boundary_width=BOUNDARY_WIDTH,
-        surface_tolerance=SURFACE_TOLERANCE,
+        surface_tolerance=None if data.schema.background is None else SURFACE_TOLERANCE,
         detail=True,
         replicates=1000,
         groups=[case.subject for case in cases.cases],
@@ -58,8 +61,20 @@ def evaluate_run(folder: Path, data: SegmentationData, config: DictConfig, *, ta
     if trainer.is_global_zero:
         notes = _notes(data.card, split)
         facts = _facts(folder, data, config, split, checkpoint, task, trainer, history)
-        page = write_report(folder, result, data.schema, facts, telling_examples(result, cases, notes), history.rows, notes, case_ids=cases.case_ids)
-        print_scores(result, split)
+        shares = class_shares(data.splits["train"], data.card)
+        baseline = None if shares is None else class_prior_baseline(result, shares)
+        page = write_report(
+            folder,
+            result,
+            data.schema,
+            facts,
+            telling_examples(result, cases, notes),
+            history.rows,
+            notes,
+            case_ids=cases.case_ids,
+            baseline=baseline,
+        )
+        print_scores(result, split, baseline)
         print(f"report  {page.resolve()}", flush=True)
     trainer.strategy.barrier()
 
@@ -71,8 +86,17 @@ def add_case(evaluation: SegmentationEvaluation, case: PredictedCase, index: int
     evaluation.update(case.probs.unsqueeze(0).to(device), case.label.unsqueeze(0).to(device), torch.tensor([index], device=device), spacing=spacing)
 
 
+def class_shares(cases: Sequence[Case], card: DataCard) -> list[float] | None:
+    """Share of each class among the labelled voxels of the cases' files as stored; None where no file with a label can be read."""
+    voxels = np.zeros(len(card.classes))
+    for facts in survey(cases, card):
+        if facts.label_voxels.size:
+            voxels += facts.label_voxels
+    return (voxels / voxels.sum()).tolist() if voxels.sum() else None
+
+
 def telling_examples(result: Evaluation, cases: Any, notes: list[str], case_ids: Sequence[str] | None = None) -> list[Example]:
-    """The worst, the median and the best case by Dice, to be shown.
+    """The worst, the median and the best case by overlap, to be shown.
 
     Args:
         result: The results.
@@ -81,7 +105,8 @@ def telling_examples(result: Evaluation, cases: Any, notes: list[str], case_ids:
         case_ids: Name of each case, by ``case_index``. By default those of ``cases``.
     """
     case_ids = cases.case_ids if case_ids is None else case_ids
-    ranked = sorted((row for row in result.cases if row["dice"] == row["dice"]), key=lambda row: row["dice"])  # NaN is not equal to itself
+    key = result.leading[1]
+    ranked = sorted((row for row in result.cases if row[key] == row[key]), key=lambda row: row[key])  # NaN is not equal to itself
     picked = [ranked[0], ranked[(len(ranked) - 1) // 2], ranked[-1]] if ranked else result.cases[:1]
     examples = []
     for index in dict.fromkeys(row["case_index"] for row in picked):
@@ -138,19 +163,24 @@ def _facts(
     }
 
 
-def print_scores(result: Evaluation, name: str) -> None:
-    """The few numbers that a terminal has room for, with their 95 % intervals over cases."""
+def print_scores(result: Evaluation, name: str, baseline: ClassPriorBaseline | None = None) -> None:
+    """The few numbers that a terminal has room for, with their 95 % intervals over cases; below them those of a model that knows the class shares alone.
+
+    Dice comes first where there is a structure before a background; mean IoU over the data set (D), per image (I) and per class (C) where every class counts.
+    """
     scalars = result.scalars()
-    shown = (
-        ("dice", "Dice"),
-        ("ece", "ECE"),
-        ("ece_foreground", "near the structure"),
-        ("ece_boundary", "along boundaries"),
-        ("nll", "NLL"),
-    )
-    numbers = [f"{word} {_with_interval(scalars[key], result.intervals.get(key))}" for key, word in shown if key in scalars]
+    if result.leading[0] == "dice":
+        overlap = {"dice": "Dice"}
+    else:
+        one = result.settings.element.removesuffix("s")
+        overlap = {"iou_dataset": "mIoU D", "iou_image": "I", "iou_class": "C", "accuracy": f"{one} accuracy"}
+    shown = {**overlap, "ece": "ECE", "ece_foreground": "near the structure", "ece_boundary": "along boundaries", "nll": "NLL"}
+    numbers = [f"{word} {_with_interval(scalars[key], result.intervals.get(key))}" for key, word in shown.items() if key in scalars]
     start = f"{name:<7} " if name else ""
     print(f"{start}{len(result.cases)} case{'s' if len(result.cases) != 1 else ''}: {', '.join(numbers)}")
+    if baseline is not None:
+        numbers = [f"{word} {baseline.scores[key]:.4f}" for key, word in shown.items() if key in baseline.scores and key != "ece_boundary"]
+        print(f"{' ' * len(start)}class shares alone: {', '.join(numbers)}")
 
 
 def _with_interval(value: float, interval: tuple[float, float] | None) -> str:

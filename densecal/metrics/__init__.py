@@ -15,6 +15,7 @@ from densecal.metrics.calibration_error import (
     expected_calibration_error,
     maximum_calibration_error,
 )
+from densecal.metrics.class_prior import ClassPriorBaseline, class_prior_baseline
 from densecal.metrics.evaluation import SegmentationEvaluation
 from densecal.metrics.fine_grained import FINE_GRAINED_DEFINITIONS, FineGrainedOverlap, fine_grained_overlap
 from densecal.metrics.overlap import DiceScore, JaccardIndex, dice_score, jaccard_index, overlap_counts
@@ -46,6 +47,7 @@ __all__ = [
     "BrierScoreDecomposition",
     "CalibrationError",
     "CaseBootstrap",
+    "ClassPriorBaseline",
     "ClasswiseCalibrationError",
     "DiceScore",
     "Evaluation",
@@ -70,6 +72,7 @@ __all__ = [
     "brier_score",
     "calibration_error",
     "choose_logit_norm",
+    "class_prior_baseline",
     "classwise_calibration_error",
     "dice_score",
     "dilate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from densecal.metrics.overlap import check_classes, dice_from_counts, jaccard_fr
 from densecal.ops.activation import Activation
 from densecal.registry import METRICS
 
-__all__ = ["FINE_GRAINED_DEFINITIONS", "FineGrainedOverlap", "fine_grained_overlap"]
+__all__ = ["FINE_GRAINED_DEFINITIONS", "FineGrainedOverlap", "fine_grained_overlap", "sense_sums", "senses_from_sums"]
 
 _SCORES = {
     "accuracy": "share of a class's reference pixels that are predicted as it",
@@ -39,11 +40,12 @@ def _definitions() -> dict[str, str]:
         texts[f"{key}_class_worst_mean"] = (
             f"{by_class}, averaged over the worst q % of those images, then over classes, then over q = 10, 20, ..., 100."
         )
+    texts["iou_dataset/<class>"] = "intersection over union of one class, from counts summed over all images."
     return {key: text[0].upper() + text[1:] for key, text in texts.items()}
 
 
 FINE_GRAINED_DEFINITIONS: dict[str, str] = _definitions()
-"""One sentence per number of :func:`fine_grained_overlap`; ``{worst_percent}`` is to be filled in."""
+"""One sentence per number of :func:`fine_grained_overlap`, and for the IoU of one class over the data set; ``{worst_percent}`` is to be filled in."""
 
 
 def fine_grained_overlap(
@@ -97,16 +99,43 @@ def fine_grained_overlap(
         keep = [c for c in range(num_classes) if c != background]
         intersection, predicted, reference = (counts[:, keep] for counts in (intersection, predicted, reference))
 
-    counts = (intersection, predicted, reference)
-    totals = tuple(one.sum(0) for one in counts)
-    numbers = {"accuracy_pooled": totals[0].sum().double() / totals[2].sum()}
-    for key, score in (("accuracy", _recall_from_counts), ("iou", jaccard_from_counts), ("dice", dice_from_counts)):
-        numbers[f"{key}_dataset"] = torch.where(totals[2] > 0, score(*totals), torch.nan).nanmean()
-        per_class = torch.where(reference > 0, score(*counts), torch.nan)  # (N, C)
+    numbers = senses_from_sums(*(one.sum(0) for one in sense_sums(intersection, predicted, reference)))
+    for key, score in _FROM_COUNTS.items():
+        per_class = torch.where(reference > 0, score(intersection, predicted, reference), torch.nan)  # (N, C)
         for sense, values in (("image", per_class.nanmean(1)), ("class", per_class)):
-            numbers[f"{key}_{sense}"] = values.nanmean(0).nanmean()
             numbers[f"{key}_{sense}_worst"] = _mean_of_worst(values, worst_percent)
             numbers[f"{key}_{sense}_worst_mean"] = torch.stack([_mean_of_worst(values, q) for q in _WORST_MEAN]).mean()
+    return numbers
+
+
+def sense_sums(intersection: Tensor, predicted: Tensor, reference: Tensor) -> tuple[Tensor, ...]:
+    """What each image adds to the numbers of the three senses: they are functions of the sums over images, and a bootstrap draws them anew.
+
+    Args:
+        intersection: Pixels in the intersection per image and counted class, ``(N, K)``.
+        predicted: Pixels in the prediction, ``(N, K)``.
+        reference: Pixels in the reference, ``(N, K)``.
+
+    Returns:
+        The three, then which classes are there ``(N, K)`` and whether any is ``(N,)``, then for each score its values ``(N, K)`` and their mean over the
+        classes that are there ``(N,)``; all float64, 0 where undefined.
+    """
+    there = reference > 0
+    sums = [intersection, predicted, reference, there, there.any(1)]
+    for score in _FROM_COUNTS.values():
+        per_class = torch.where(there, score(intersection, predicted, reference), torch.nan)
+        sums += [per_class.nan_to_num(), per_class.nanmean(1).nan_to_num()]
+    return tuple(one.double() for one in sums)
+
+
+def senses_from_sums(intersection: Tensor, predicted: Tensor, reference: Tensor, there: Tensor, images: Tensor, *values: Tensor) -> dict[str, Tensor]:
+    """``"accuracy_pooled"`` and ``<score>_dataset``, ``<score>_image`` and ``<score>_class`` from sums over images of :func:`sense_sums`: ``(*rest, K)`` and
+    ``(*rest,)`` give ``(*rest,)``."""
+    numbers = {"accuracy_pooled": intersection.sum(-1) / reference.sum(-1)}
+    for (key, score), per_class, per_image in zip(_FROM_COUNTS.items(), values[::2], values[1::2], strict=True):
+        numbers[f"{key}_dataset"] = torch.where(reference > 0, score(intersection, predicted, reference), torch.nan).nanmean(-1)
+        numbers[f"{key}_image"] = per_image / images
+        numbers[f"{key}_class"] = (per_class / there).nanmean(-1)
     return numbers
 
 
@@ -195,6 +224,13 @@ class FineGrainedOverlap(Metric):
 
 def _recall_from_counts(intersection: Tensor, predicted: Tensor, reference: Tensor) -> Tensor:
     return intersection.double() / reference
+
+
+_FROM_COUNTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "accuracy": _recall_from_counts,
+    "iou": jaccard_from_counts,
+    "dice": dice_from_counts,
+}
 
 
 def _mean_of_worst(values: Tensor, percent: int) -> Tensor:

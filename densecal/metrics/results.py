@@ -13,13 +13,13 @@ from torch import Tensor
 from densecal.labels import LabelSchema
 from densecal.metrics.adaptive_calibration import adaptive_from_bins
 from densecal.metrics.bootstrap import CaseBootstrap
-from densecal.metrics.fine_grained import FINE_GRAINED_DEFINITIONS, fine_grained_overlap
+from densecal.metrics.fine_grained import FINE_GRAINED_DEFINITIONS, fine_grained_overlap, sense_sums, senses_from_sums
 from densecal.metrics.overlap import dice_from_counts, jaccard_from_counts
 from densecal.metrics.selective_risk import aurc_from_bins, excess_aurc_from_bins, risk_coverage_from_bins
 from densecal.metrics.smooth_calibration import smooth_from_bins
 from densecal.ops.binning import Bins, bin_edges
 
-__all__ = ["DEFINITIONS", "ORDERED", "Evaluation", "RegionSums", "Settings", "evaluation_of", "ordered_numbers", "paired_differences"]
+__all__ = ["DEFINITIONS", "ORDERED", "Evaluation", "RegionSums", "Settings", "case_overlap", "evaluation_of", "ordered_numbers", "paired_differences"]
 
 _WHERE = {
     "all": "over all voxels that are not ignored",
@@ -32,7 +32,7 @@ _MEASURES = {
     "ece": "top-label expected calibration error: confidence of the predicted class against accuracy in {num_bins} equal bins (lower, upper], the absolute gaps "
     "weighted by the number of voxels",
     "ece_classwise": "classwise (static) expected calibration error: probability of each class against its frequency in {num_bins} equal bins (lower, upper], "
-    "the absolute gaps weighted by the number of voxels, then the mean over all classes, background included",
+    "the absolute gaps weighted by the number of voxels, then the mean over all classes{background_too}",
     "nll": "mean negative log-likelihood in nats (cross-entropy for a soft reference), probabilities below 1e-12 counted as 1e-12",
     "brier": "mean Brier score: squared difference of probabilities and reference, summed over classes, between 0 and 2",
 }
@@ -84,15 +84,15 @@ _ABSENT = "A class that a case neither has nor is predicted in has no value ther
 def _definitions() -> dict[str, str]:
     texts: dict[str, str] = {}
     for key, (name, formula) in _OVERLAPS.items():
-        texts[key] = f"Mean {name} of the foreground classes per case, background left out, then averaged over cases: {formula}. {_HARD} {_ABSENT}"
+        texts[key] = f"Mean {name} of {{counted}} per case, then averaged over cases: {formula}. {_HARD} {_ABSENT}"
         texts[f"{key}/<class>"] = f"{_capital(name)} of one class per case, then averaged over cases: {formula}. {_HARD} {_ABSENT}"
     texts["soft_dice"] = (
-        "Mean soft Dice of the foreground classes per case, then averaged over cases; only for soft references: probabilities p against shares q, "
+        "Mean soft Dice of {counted} per case, then averaged over cases; only for soft references: probabilities p against shares q, "
         "(sum p + sum q - sum |p - q|) / (sum p + sum q), which is 1 exactly where p = q (the Dice semimetric)."
     )
     texts["soft_dice/<class>"] = "Soft Dice (Dice semimetric) of one class per case, then averaged over cases; only for soft references."
     for key, text in _SURFACES.items():
-        texts[key] = f"{_capital(text)}; mean of the foreground classes per case, then averaged over cases. {_HARD}"
+        texts[key] = f"{_capital(text)}; mean of {{counted}} per case, then averaged over cases. {_HARD}"
         texts[f"{key}/<class>"] = f"{_capital(text)}; one class per case, then averaged over cases. {_HARD}"
     for region, where in _WHERE.items():
         suffix = "" if region == "all" else f"_{region}"
@@ -107,8 +107,8 @@ def _capital(text: str) -> str:
 
 
 DEFINITIONS: dict[str, str] = _definitions()
-"""One sentence per number: which kind, pooled or per case, which bins, which region, background in or out. ``{num_bins}`` and the like are to be filled in;
-:attr:`Evaluation.definitions` has them filled in."""
+"""One sentence per number: which kind, pooled or per case, which bins, which region, background in or out. ``{num_bins}``, ``{counted}`` (the classes that means
+count) and the like are to be filled in; :attr:`Evaluation.definitions` has them filled in."""
 
 ORDERED = tuple(_ORDERED)
 """Measures that need the order of the confidences, as :func:`ordered_numbers` gives them."""
@@ -189,7 +189,7 @@ class Evaluation:
 
     Args:
         cases: One row per case, sorted by ``case_index``: ``dice``, ``dice/<class>``, ``iou``, ``case_ece``, ``case_ece_foreground``, ...,
-            ``num_voxels``, ``voxels_reference/<class>``, ``voxels_predicted/<class>``.
+            ``num_voxels``, ``voxels_reference/<class>``, ``voxels_predicted/<class>``, ``voxels_correct/<class>`` (in both).
         mean: Mean over cases of every score of the rows, cases without a value left out.
         num_defined: Number of cases behind each mean.
         pooled: Per region ``"all"``, ``"foreground"`` (only where there is a background) and ``"boundary"`` (only where a width was given):
@@ -200,7 +200,7 @@ class Evaluation:
         definitions: Key -> one sentence.
         class_names: Class names.
         foreground: Classes that foreground means run over.
-        fine_grained: Accuracy, IoU and Dice over the data set, per image, per class and of the worst images, with details.
+        fine_grained: Accuracy, IoU and Dice over the data set, per image and per class; of the worst images, too, with details; ``iou_dataset/<class>``.
         intervals: Lowest and highest plausible value of the numbers in :meth:`scalars` and ``mean``, by the same key: 95 % bootstrap intervals over cases.
         curves: What is drawn as a line: ``"risk_coverage"`` and ``"risk_coverage_foreground"`` (``coverage``, ``risk``, ``best_risk``: the lowest risk that an
             order of the voxels could have) and ``"boundary_distance"`` (``edges`` ``[D + 1]`` in ``unit``, ``count``, ``accuracy``, ``mean_confidence``
@@ -224,6 +224,12 @@ class Evaluation:
     settings: Settings = field(default_factory=Settings)
 
     @property
+    def leading(self) -> tuple[str, str]:
+        """Key of the overlap that comes first, of all cases (in :meth:`scalars`) and of one case (in its row): Dice where there is a structure before a
+        background; mean IoU, of all cases over the data set, where every class counts."""
+        return ("dice", "dice") if "foreground" in self.pooled else ("iou_dataset", "iou")
+
+    @property
     def case_bins(self) -> dict[str, Bins]:
         """Top-label bins of each case, region -> :class:`densecal.ops.binning.Bins` ``(cases, B)``, in the order of ``cases``."""
         return {region: sums.top_label for region, sums in self.case_sums.items()}
@@ -237,6 +243,13 @@ class Evaluation:
                 if key != "num_voxels":
                     numbers[("ece" if key == "ece_top_label" else key) + _suffix(region)] = value
         return numbers
+
+
+def case_overlap(evaluation: Evaluation) -> Tensor:
+    """Voxels in the intersection, in the prediction and in the reference, ``(n, 3, K)``, float64, in the order of ``cases``."""
+    kinds = ("voxels_correct", "voxels_predicted", "voxels_reference")
+    rows = [[[row[f"{kind}/{name}"] for name in evaluation.class_names] for kind in kinds] for row in evaluation.cases]
+    return torch.tensor(rows, dtype=torch.float64).view(len(rows), len(kinds), len(evaluation.class_names))
 
 
 def ordered_numbers(fine: Mapping[str, Bins], num_bins: int) -> Tensor:
@@ -311,6 +324,7 @@ def evaluation_of(
     for i, name in enumerate(names):
         counts[f"voxels_reference/{name}"] = reference[:, i]
         counts[f"voxels_predicted/{name}"] = predicted[:, i]
+        counts[f"voxels_correct/{name}"] = intersection[:, i]
 
     cases: list[dict[str, Any]] = [{"case_index": i} for i in case_index]
     for table, kind in ((columns, float), (counts, int)):
@@ -318,20 +332,21 @@ def evaluation_of(
             for case, value in zip(cases, column.tolist(), strict=True):
                 case[key] = kind(value)
     mean = {key: column.nanmean().item() for key, column in columns.items()}
-    fine_grained: dict[str, Tensor] = {}
-    if detail:
-        fine_grained = fine_grained_overlap(intersection, predicted, reference, background=schema.background, worst_percent=_WORST_PERCENT)
+    fine_grained = fine_grained_overlap(intersection, predicted, reference, background=schema.background, worst_percent=_WORST_PERCENT)
     return Evaluation(
         cases=cases,
         mean=mean,
         num_defined={key: int((~column.isnan()).sum()) for key, column in columns.items()},
         pooled=pooled,
         bins={region: _diagrams(part.total(), settings.num_bins) for region, part in sums.items()},
-        definitions=_filled_definitions(settings),
+        definitions=_filled_definitions(settings, schema.background is not None),
         class_names=names,
         foreground=schema.foreground,
-        fine_grained={key: value.item() for key, value in fine_grained.items()},
-        intervals=_intervals(columns, sums, case_index, settings.replicates, groups, detail=detail) if settings.replicates else {},
+        fine_grained={key: value.item() for key, value in fine_grained.items() if detail or "worst" not in key}
+        | dict(zip((f"iou_dataset/{name}" for name in names), jaccard_from_counts(*overlap.sum(0)).tolist(), strict=True)),
+        intervals=_intervals(columns, sums, overlap[..., foreground], case_index, settings.replicates, groups, detail=detail)
+        if settings.replicates
+        else {},
         curves=_curves(fine, profile, settings) if fine is not None and profile is not None else {},
         case_sums=dict(sums),
         settings=settings,
@@ -350,8 +365,11 @@ def _diagrams(total: RegionSums, num_bins: int) -> dict[str, dict[str, list]]:
     }
 
 
-def _filled_definitions(settings: Settings) -> dict[str, str]:
-    filled = asdict(settings)
+def _filled_definitions(settings: Settings, background: bool) -> dict[str, str]:
+    filled = asdict(settings) | {
+        "counted": "the foreground classes (background left out)" if background else "all classes",
+        "background_too": ", background included" if background else "",
+    }
     one = settings.element.removesuffix("s")
     return {key: text.format(**filled).replace("voxel", one) for key, text in DEFINITIONS.items()}
 
@@ -389,9 +407,21 @@ def _pooled_numbers(sums: RegionSums, detail: bool, order: list[str]) -> Callabl
     return statistic
 
 
+def _sense_numbers(order: list[str]) -> Callable[..., Tensor]:
+    """The same of overlap over the data set, per image and per class."""
+
+    def statistic(*sums: Tensor) -> Tensor:
+        numbers = senses_from_sums(*sums)
+        order[:] = list(numbers)
+        return torch.stack(list(numbers.values()), dim=-1)
+
+    return statistic
+
+
 def _intervals(
     columns: Mapping[str, Tensor],
     sums: Mapping[str, RegionSums],
+    overlap: Tensor,
     case_index: Sequence[int],
     replicates: int,
     groups: Sequence[Hashable] | None,
@@ -401,8 +431,11 @@ def _intervals(
     bootstrap = _bootstrap(case_index, replicates, groups)
     low, high = bootstrap.mean_interval(torch.stack(list(columns.values()), dim=1))
     intervals = dict(zip(columns, zip(low.tolist(), high.tolist(), strict=True), strict=True))
+    order: list[str] = []
+    low, high = bootstrap.interval(_sense_numbers(order), *sense_sums(*overlap.unbind(1)))
+    intervals |= dict(zip(order, zip(low.tolist(), high.tolist(), strict=True), strict=True))
     for region, part in sums.items():
-        order: list[str] = []
+        order = []
         low, high = bootstrap.interval(_pooled_numbers(part, detail, order), *part.tensors())
         intervals |= {f"{key}{_suffix(region)}": ends for key, ends in zip(order, zip(low.tolist(), high.tolist(), strict=True), strict=True)}
     return intervals
@@ -444,13 +477,20 @@ def paired_differences(
     gaps = values[0] - values[1]
     low, high = bootstrap.mean_interval(gaps)
     differences |= dict(zip(keys, zip(gaps.nanmean(0).tolist(), low.tolist(), high.tolist(), strict=True), strict=True))
+
+    def differ(statistic: Callable[..., Tensor], *sums: Sequence[Tensor]) -> list[tuple[float, float, float]]:
+        low, high = bootstrap.difference_interval(statistic, *sums)
+        gap = [statistic(*(part.sum(0, keepdim=True) for part in some))[0] for some in sums]
+        return list(zip((gap[0] - gap[1]).tolist(), low.tolist(), high.tolist(), strict=True))
+
+    order: list[str] = []
+    counts = [case_overlap(one)[row][..., list(one.foreground)] for one, row in zip((evaluation, reference), rows, strict=True)]
+    triples = differ(_sense_numbers(order), *(sense_sums(*overlap.unbind(1)) for overlap in counts))
+    differences |= dict(zip(order, triples, strict=True))
     detail = bool(evaluation.curves) and bool(reference.curves)
     for region in evaluation.case_sums.keys() & reference.case_sums.keys():
-        order: list[str] = []
         statistic = _pooled_numbers(reference.case_sums[region], detail, order)
         parts = [tuple(part[row] for part in one.case_sums[region].tensors()) for one, row in zip((evaluation, reference), rows, strict=True)]
-        low, high = bootstrap.difference_interval(statistic, *parts)
-        gap = [statistic(*(part.sum(0, keepdim=True) for part in sums))[0] for sums in parts]
-        triples = zip((gap[0] - gap[1]).tolist(), low.tolist(), high.tolist(), strict=True)
+        triples = differ(statistic, *parts)
         differences |= {f"{key}{_suffix(region)}": triple for key, triple in zip(order, triples, strict=True)}
     return differences

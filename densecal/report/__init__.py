@@ -5,7 +5,8 @@ Needs the extra ``train``.
 
 from densecal.report.comparison import write_comparison
 from densecal.report.page import write_report
+from densecal.report.pictures import label_overlay
 from densecal.report.slices import Example
 from densecal.report.summary import SCHEMA_VERSION
 
-__all__ = ["SCHEMA_VERSION", "Example", "write_comparison", "write_report"]
+__all__ = ["SCHEMA_VERSION", "Example", "label_overlay", "write_comparison", "write_report"]

@@ -159,8 +159,16 @@ def _main_keys(evaluations: Mapping[str, Evaluation]) -> list[str]:
     """The columns of the first table: few, and what a paper would print."""
     there = {key for evaluation in evaluations.values() for key in measures.all_numbers(evaluation)}
     region = "_foreground" if "ece_foreground" in there else ""
-    wanted = ["dice", "nsd", "hd95", "ece_foreground", "ece", f"nll{region}", f"brier{region}", f"aurc{region}"]
+    structure = _leading(evaluations)[0] == "dice"
+    overlap = ["dice", "nsd", "hd95"] if structure else ["iou_dataset", "iou_image", "iou_class", "accuracy"]
+    calibration = ["ece_foreground", "ece"] if region else ["ece", "ece_boundary"]
+    wanted = [*overlap, *calibration, f"nll{region}", f"brier{region}", f"aurc{region}"]
     return [key for key in wanted if key in there]
+
+
+def _leading(evaluations: Mapping[str, Evaluation]) -> tuple[str, str]:
+    """Keys of the overlap that comes first, of all cases and of one."""
+    return next(iter(evaluations.values())).leading
 
 
 def _value(evaluation: Evaluation, key: str, **options: Any) -> Cell:
@@ -226,7 +234,8 @@ def _verdict(key: str, difference: Difference) -> str:
 
 
 def _class_table(evaluations: Mapping[str, Evaluation], schema: LabelSchema) -> Table:
-    keys = {name: f"dice/{name}" for name in schema.names}
+    lead, _ = _leading(evaluations)
+    keys = {name: f"{lead}/{name}" for name in schema.names}
     best = {name: _best(evaluations, key) for name, key in keys.items()}
     rows = tuple(
         (
@@ -235,7 +244,8 @@ def _class_table(evaluations: Mapping[str, Evaluation], schema: LabelSchema) -> 
         )
         for c, name in enumerate(schema.names)
     )
-    return Table("classes", "Dice per class", (text("Class"), *(text(name) for name in evaluations)), rows)
+    caption = "Dice per class" if lead == "dice" else "IoU per class, whole data set"
+    return Table("classes", caption, (text("Class"), *(text(name) for name in evaluations)), rows)
 
 
 def _measure_table(evaluations: Mapping[str, Evaluation]) -> Table:
@@ -250,11 +260,12 @@ def _measure_table(evaluations: Mapping[str, Evaluation]) -> Table:
 
 
 def _case_table(evaluations: Mapping[str, Evaluation], case_ids: Sequence[str] | None) -> Table:
-    """Dice of every model per case, the first model's worst first."""
+    """Overlap of every model per case, the first model's worst first."""
+    _, lead = _leading(evaluations)
     named: dict[str, dict[str, float]] = {}
     for name, evaluation in evaluations.items():
         for row in named_cases(evaluation, case_ids):
-            named.setdefault(row["case_id"], {})[name] = row["dice"]
+            named.setdefault(row["case_id"], {})[name] = row[lead]
     first = next(iter(evaluations))
 
     def rank(item: tuple[str, dict[str, float]]) -> tuple[bool, float]:
@@ -262,9 +273,10 @@ def _case_table(evaluations: Mapping[str, Evaluation], case_ids: Sequence[str] |
         return not math.isfinite(value), value if math.isfinite(value) else 0.0
 
     shown = sorted(named.items(), key=rank)[:_MAX_CASES]
-    rows = tuple((text(case_id), *(number(dice.get(name)) for name in evaluations)) for case_id, dice in shown)
+    rows = tuple((text(case_id), *(number(values.get(name)) for name in evaluations)) for case_id, values in shown)
     note = f"{len(rows)} of {len(named)} cases; each model's cases.csv has all." if len(rows) < len(named) else ""
-    return Table("cases", "Dice per case", (text("Case"), *(text(name) for name in evaluations)), rows, sorted_by=1, note=note)
+    caption = f"{measures.MEASURES[lead].name} per case"
+    return Table("cases", caption, (text("Case"), *(text(name) for name in evaluations)), rows, sorted_by=1, note=note)
 
 
 def _header(first: str, keys: Iterable[str], evaluations: Mapping[str, Evaluation]) -> tuple[Cell, ...]:
@@ -290,7 +302,7 @@ def _findings(
 ) -> list[tuple[str, str]]:
     """Who is best in what, and which differences are more than chance."""
     found = []
-    for key in (key for key in ("dice", "ece_foreground" if "ece_foreground" in keys else "ece") if key in keys):
+    for key in (key for key in (_leading(evaluations)[0], "ece_foreground" if "ece_foreground" in keys else "ece") if key in keys):
         if len(best := _best(evaluations, key)) == 1:
             known, numbers = measures.measure(key), {name: _value(evaluation, key).text for name, evaluation in evaluations.items()}
             others = "; ".join(f"{name} {value}" for name, value in numbers.items() if name != best[0])

@@ -83,10 +83,14 @@ def boundary_distance_chart(curve: Mapping[str, Any]) -> Chart:
 def class_chart(evaluation: Evaluation) -> Chart:
     """Overlap and classwise calibration error of every class as bars."""
     names = evaluation.class_names
-    overlap = {title: [evaluation.mean[f"{key}/{name}"] for name in names] for key, title in (("dice", "Dice"), ("iou", "IoU"))}
+    if evaluation.leading[0] == "dice":
+        title, shown = "Overlap, mean over cases", {"Dice": (evaluation.mean, "dice"), "IoU": (evaluation.mean, "iou")}
+    else:
+        title, shown = "IoU", {"whole data set": (evaluation.fine_grained, "iou_dataset"), "mean over cases": (evaluation.mean, "iou")}
+    overlap = {label: [numbers[f"{key}/{name}"] for name in names] for label, (numbers, key) in shown.items()}
     errors = {REGION_TITLES.get(region, region): classwise_errors(evaluation, region) for region in evaluation.bins}
     panels = (
-        Panel("Dice and IoU per class", lambda figure, theme: _bars(figure, names, overlap, "Overlap, mean over cases", 1.0, theme)),
+        Panel("Overlap per class", lambda figure, theme: _bars(figure, names, overlap, title, 1.0, theme)),
         Panel("Classwise ECE per class", lambda figure, theme: _bars(figure, names, errors, "Classwise ECE, pooled", None, theme)),
     )
     return Chart("classes", panels, height=1.3 + len(names) * (0.3 if len(names) > 8 else 0.5))
@@ -129,23 +133,25 @@ def comparison_chart(evaluations: Mapping[str, Evaluation], region: str) -> Char
 _HISTORY: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ("Loss", "loss", lambda key: "loss" in key),
     ("Dice (validation)", "dice", lambda key: key.split("/", 1)[-1] in ("dice", "val_dice")),
+    ("mIoU over the data set (validation)", "iou_dataset", lambda key: key.split("/", 1)[-1] == "iou_dataset"),
     ("ECE (validation)", "ece", lambda key: re.sub(r"^val_", "", key.split("/", 1)[-1]) in ("ece", "ece_foreground")),
 )
 
 
-def history_charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Curves over epochs: losses, validation Dice, validation ECE; only those that the history has.
+def history_charts(history: Sequence[Mapping[str, Any]], *, overlap: str = "dice") -> list[Chart]:
+    """Curves over epochs: losses, validation overlap, validation ECE; only those that the history has.
 
     Args:
         history: One row per epoch with ``epoch`` (else its place counts) and any of ``train/loss``, ``val/dice``, ``val/ece``, ``val/ece_foreground``, ...
             Missing and non-finite values are left out.
+        overlap: ``"dice"`` or ``"iou_dataset"``, which of them to draw.
 
     Returns:
-        ``history_loss``, ``history_dice``, ``history_ece``.
+        ``history_loss``, ``history_dice`` (or ``history_iou_dataset``), ``history_ece``.
     """
     epochs = np.array([float(row.get("epoch", i)) for i, row in enumerate(history)])
     charts = []
-    for title, name, wanted in _HISTORY:
+    for title, name, wanted in (entry for entry in _HISTORY if entry[1] in ("loss", overlap, "ece")):
         keys = [key for key in dict.fromkeys(key for row in history for key in row) if wanted(key)]
         values = {key: np.array([_number(row.get(key)) for row in history]) for key in keys}
         curves = {key: (epochs[there], column[there]) for key, column in values.items() if (there := np.isfinite(column)).any()}

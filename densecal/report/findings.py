@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from densecal.metrics.class_prior import ClassPriorBaseline
 from densecal.metrics.evaluation import Evaluation
 from densecal.report.figures import risk_curves
 from densecal.report.reliability import REGION_TITLES
@@ -19,15 +20,22 @@ _CONFIDENT = 0.9
 _PLACES = {"all": "over all {element}", "foreground": "in and near the structure", "boundary": "along boundaries"}
 
 
-def findings(evaluation: Evaluation, cases: Sequence[Mapping[str, Any]], *, element: str = "voxels") -> list[tuple[str, str]]:
+def findings(
+    evaluation: Evaluation, cases: Sequence[Mapping[str, Any]], *, element: str = "voxels", baseline: ClassPriorBaseline | None = None
+) -> list[tuple[str, str]]:
     """Headline and sentences of each finding, most important first.
 
     Args:
         evaluation: The results.
         cases: Its rows with ``case_id``.
         element: ``"voxels"`` or ``"pixels"``.
+        baseline: What a model scores that knows the class shares alone.
     """
-    found = [_quality(evaluation, cases), *(_confidence(evaluation, region, element) for region in evaluation.bins)]
+    found = [
+        _quality(evaluation, cases, element),
+        _against(evaluation, baseline),
+        *(_confidence(evaluation, region, element) for region in evaluation.bins),
+    ]
     found += [_confident_errors(evaluation, element), _by_distance(evaluation, element), _abstention(evaluation, element)]
     return [finding for finding in found if finding is not None]
 
@@ -44,20 +52,54 @@ def percent(share: float) -> str:
     return f"{value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def _quality(evaluation: Evaluation, cases: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
-    dice = evaluation.mean.get("dice", math.nan)
-    if not math.isfinite(dice):
+def _quality(evaluation: Evaluation, cases: Sequence[Mapping[str, Any]], element: str) -> tuple[str, str] | None:
+    numbers = evaluation.scalars()
+    key, of_case = evaluation.leading
+    value = numbers.get(key, math.nan)
+    if not math.isfinite(value):
         return None
-    mean = number(dice, evaluation.intervals.get("dice")).text
-    sentence = f"Predicted and reference structures overlap with a mean Dice of {mean}; 1 would be the same outline."
-    scored = [row for row in cases if isinstance(row["dice"], float) and math.isfinite(row["dice"])]
+    mean = number(value, evaluation.intervals.get(key)).text
+    if key == "dice":
+        headline = f"Mean Dice {value:.2f}"
+        sentence = f"Predicted and reference structures overlap with a mean Dice of {mean}; 1 would be the same outline."
+    else:
+        headline = f"Mean IoU {value:.2f}, {percent(numbers['accuracy'])} of the {element} right"
+        sentence = (
+            f"The classes overlap with a mean IoU of {mean} over the whole data set, {number(numbers['iou_image']).text} averaged per image and "
+            f"{number(numbers['iou_class']).text} per class; 1 would be the same outline."
+        )
+        of_class = {name: numbers[f"iou_dataset/{name}"] for name in evaluation.class_names}
+        hardest = sorted((name for name, iou in of_class.items() if math.isfinite(iou)), key=of_class.__getitem__)[:3]
+        if len(hardest) > 1:
+            sentence += f" Hardest are {', '.join(f'{name} ({of_class[name]:.2f})' for name in hardest)}."
+    scored = [row for row in cases if isinstance(row[of_case], float) and math.isfinite(row[of_case])]
     if len(scored) > 1:
-        worst = min(scored, key=lambda row: row["dice"])
-        sentence += f" The worst of {len(scored)} cases ({worst['case_id']}) has {worst['dice']:.3f}."
+        worst = min(scored, key=lambda row: row[of_case])
+        sentence += f" The worst of {len(scored)} cases ({worst['case_id']}) has {'a mean IoU of ' if of_case == 'iou' else ''}{worst[of_case]:.3f}."
     if absent := [name for name in evaluation.class_names if evaluation.num_defined.get(f"dice/{name}") == 0]:
         few = ", ".join(absent[:6]) + (f" and {len(absent) - 6} more" if len(absent) > 6 else "")
         sentence += f" Nothing can be said about {few}: in no case is it there or predicted."
-    return f"Mean Dice {dice:.2f}", sentence
+    return headline, sentence
+
+
+def _against(evaluation: Evaluation, baseline: ClassPriorBaseline | None) -> tuple[str, str] | None:
+    """What the images taught, beside what the class shares alone give."""
+    if baseline is None:
+        return None
+    numbers, prior = evaluation.scalars(), baseline.scores
+    names = {
+        "nll": "negative log-likelihood",
+        "accuracy": "accuracy",
+        evaluation.leading[0]: "mean Dice" if evaluation.leading[0] == "dice" else "mean IoU",
+    }
+    pairs = [
+        f"{name} {prior[key]:.2f} (this model {numbers[key]:.2f})" for key, name in reversed(names.items()) if math.isfinite(prior.get(key, math.nan))
+    ]
+    if not pairs:
+        return None
+    gain = prior["nll"] - numbers["nll"]
+    headline = f"{'Better' if gain > 0 else 'No better'} than knowing how common each class is"
+    return headline, f"A model that knows the class shares of the training labels alone would score: {', '.join(pairs)}."
 
 
 def _focus(evaluation: Evaluation) -> str:

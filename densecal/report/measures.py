@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from densecal.labels import LabelSchema
+from densecal.metrics.class_prior import ClassPriorBaseline
 from densecal.metrics.evaluation import Evaluation
 from densecal.report.figures import classwise_errors
 from densecal.report.reliability import REGION_TITLES
@@ -21,11 +22,13 @@ __all__ = [
     "MEASURES",
     "Measure",
     "all_numbers",
+    "baseline_table",
     "case_table",
     "class_table",
     "definition",
     "fine_grained_table",
     "further_table",
+    "headline",
     "measure",
     "overlap_table",
     "pooled_table",
@@ -88,13 +91,14 @@ POOLED = (
 )
 MEASURES = {measure.key: measure for measure in (*OVERLAP, *POOLED)} | {"ece": Measure("ece", "ECE", usual=True)}
 
+_OVERLAP_NAMES = {"accuracy": "Accuracy", "iou": "IoU", "dice": "Dice"}
 _FINE_GRAINED = re.compile(r"(accuracy|iou|dice)_((?:dataset|image|class)(?:_worst(?:_mean)?)?)")
 _SENSES = {
-    "dataset": "whole data set",
-    "image": "per image",
+    "dataset": "whole data set (D)",
+    "image": "per image (I)",
     "image_worst": "worst 10 % of images",
     "image_worst_mean": "worst images, mean over shares",
-    "class": "per class",
+    "class": "per class (C)",
     "class_worst": "worst 10 % per class",
     "class_worst_mean": "worst per class, mean over shares",
 }
@@ -106,6 +110,8 @@ def measure(key: str) -> Measure:
     Example:
         >>> measure("ece_foreground").name, measure("dice/lesion").name, measure("iou_image_worst").better
         ('ECE near the structure', 'Dice of lesion', 'higher')
+        >>> measure("iou_dataset").name, measure("iou_dataset").short, measure("iou_dataset/car").name
+        ('mIoU, whole data set (D)', 'mIoU D', 'IoU, whole data set (D) of car')
     """
     head, _, class_name = key.partition("/")
     per_case = head.startswith("case_")
@@ -113,12 +119,40 @@ def measure(key: str) -> Measure:
     region = next((region for region in _WHERE if head.endswith(f"_{region}")), "")
     base = head.removesuffix(f"_{region}") if region else head
     if fine := _FINE_GRAINED.fullmatch(base):
-        known = Measure(base, f"{_overlap_name(fine[1])}, {_SENSES[fine[2]]}", "higher")
+        one, sense = ("" if class_name else "m") + _OVERLAP_NAMES[fine[1]], _SENSES[fine[2]]
+        letter = re.search(r"\((.)\)$", sense)
+        known = Measure(base, f"{one}, {sense}", "higher", short=f"{one} {letter[1]}" if letter else "")
     else:
         known = MEASURES.get(base, Measure(base, base.replace("_", " "), ""))
     where = f" {_WHERE[region]}" if region else ""
     name = known.name + where + (f" of {class_name}" if class_name else "") + (" per case" if per_case else "")
     return replace(known, key=key, name=name, short=(known.short or known.name) + where + (f" {class_name}" if class_name else ""))
+
+
+def headline(evaluation: Evaluation) -> list[Measure]:
+    """The few numbers at the top, those first that the field reads first: Dice where there is a structure before a background; where every class counts, mean
+    IoU in three senses and the share of pixels that are right."""
+    if evaluation.leading[0] == "dice":
+        named = {
+            "dice": "Dice, mean over cases",
+            "ece_foreground": "ECE, near the structure",
+            "ece": "ECE, everywhere",
+            "nll_foreground": "Negative log-likelihood, near the structure",
+        }
+    else:
+        element = evaluation.settings.element.removesuffix("s")
+        named = {
+            "iou_dataset": "mIoU, whole data set (D)",
+            "iou_image": "mIoU, per image (I)",
+            "iou_class": "mIoU, per class (C)",
+            "accuracy": f"{element.capitalize()} accuracy",
+            "ece": "ECE, everywhere",
+            "ece_boundary": "ECE, along boundaries",
+            "ece_classwise": "ECE, classwise",
+            "nll": "Negative log-likelihood",
+        }
+    numbers = evaluation.scalars()
+    return [replace(measure(key), name=name) for key, name in named.items() if key in numbers]
 
 
 def scalar_key(key: str, region: str) -> str:
@@ -149,7 +183,7 @@ def used_definitions(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]
 
 def overlap_table(evaluation: Evaluation) -> Table:
     """Scores per case: mean with its interval, range, number of cases."""
-    keys = [known.key for known in OVERLAP if known.key in evaluation.mean]
+    keys = [known.key for known in _leading_first(evaluation) if known.key in evaluation.mean]
     keys += [key for key in evaluation.mean if key not in keys and "/" not in key and not key.startswith("case_")]
     rows = []
     for key in keys:
@@ -166,7 +200,8 @@ def overlap_table(evaluation: Evaluation) -> Table:
                 number(int(values.size)),
             )
         )
-    header = ("Foreground, per case", _with_interval("Mean", evaluation), "Lowest", "Highest", "Cases")
+    counted = "Foreground" if len(evaluation.foreground) < len(evaluation.class_names) else "All classes"
+    header = (f"{counted}, per case", _with_interval("Mean", evaluation), "Lowest", "Highest", "Cases")
     return Table("overlap", "Segmentation quality per case", tuple(text(name) for name in header), tuple(rows))
 
 
@@ -200,30 +235,55 @@ def _pooled(name: str, caption: str, evaluation: Evaluation, measures: Sequence[
 
 def fine_grained_table(evaluation: Evaluation) -> Table:
     """Overlap over the data set, per image and per class, and of the worst ones; no rows where the evaluation has none."""
-    numbers = evaluation.fine_grained
+    numbers, intervals = evaluation.fine_grained, evaluation.intervals
     senses = [sense for sense in _SENSES if f"iou_{sense}" in numbers]
-    rows = [(text(_overlap_name(name)), *(number(numbers[f"{name}_{sense}"]) for sense in senses)) for name in ("accuracy", "iou", "dice") if senses]
+    order = ("dice", "iou", "accuracy") if evaluation.leading[0] == "dice" else ("iou", "accuracy", "dice")
+    rows = [
+        (text(_OVERLAP_NAMES[name]), *(number(numbers[key], intervals.get(key)) for key in (f"{name}_{sense}" for sense in senses)))
+        for name in order
+        if senses
+    ]
     names = [_SENSES[sense] for sense in senses]
     header = (
-        text("Mean"),
+        text(_with_interval("Mean over classes", evaluation)),
         *(text(name[0].upper() + name[1:], definition=definition(evaluation, f"iou_{s}")) for name, s in zip(names, senses, strict=True)),
     )
     return Table("fine_grained", "Overlap over the whole data set, per image and per class", header, tuple(rows))
 
 
-def _overlap_name(key: str) -> str:
-    return {"accuracy": "Accuracy", "iou": "IoU", "dice": "Dice"}[key]
+def baseline_table(evaluation: Evaluation, baseline: ClassPriorBaseline | None) -> Table:
+    """The model beside one that knows the class shares alone; no rows where there is no baseline."""
+    model, prior = evaluation.scalars(), baseline.scores if baseline else {}
+    rows = tuple(
+        (
+            text(known.name, definition=definition(evaluation, known.key)),
+            number(model[known.key], digits=known.digits),
+            number(prior[known.key], digits=known.digits),
+        )
+        for known in headline(evaluation)
+        if known.key in prior
+    )
+    note = "Class shares alone: a model that has seen no image and predicts each class everywhere with its share of the training labels."
+    return Table(
+        "baseline",
+        "Beside a model that knows the class shares alone",
+        (text("Measure"), text("This model"), text("Class shares alone")),
+        rows,
+        note=note,
+    )
 
 
 def class_table(evaluation: Evaluation, schema: LabelSchema) -> Table:
     """One row per class: overlap, classwise ECE per region, size."""
-    per_class = [known for known in OVERLAP if f"{known.key}/{schema.names[0]}" in evaluation.mean]
+    per_class = [known for known in _leading_first(evaluation) if f"{known.key}/{schema.names[0]}" in evaluation.mean]
     errors = {region: classwise_errors(evaluation, region) for region in evaluation.bins}
+    pooled = [evaluation.fine_grained.get(f"iou_dataset/{name}") for name in schema.names]
     rows = []
     for c, name in enumerate(schema.names):
         rows.append(
             (
                 text(name, color=hex_color(schema.palette[c]), remark="" if c in schema.foreground else "not in means"),
+                number(pooled[c]),
                 *(
                     number(evaluation.mean.get(f"{known.key}/{name}"), evaluation.intervals.get(f"{known.key}/{name}"), digits=known.digits)
                     for known in per_class
@@ -236,6 +296,7 @@ def class_table(evaluation: Evaluation, schema: LabelSchema) -> Table:
         )
     header = (
         text("Class"),
+        text("IoU, whole data set", definition=definition(evaluation, "iou_dataset/<class>")),
         *(text(known.short or known.name, definition=definition(evaluation, f"{known.key}/<class>")) for known in per_class),
         text("Cases"),
         *(text(f"Classwise ECE {_WHERE.get(region, 'everywhere')}") for region in errors),
@@ -245,18 +306,25 @@ def class_table(evaluation: Evaluation, schema: LabelSchema) -> Table:
     return Table("classes", "Results per class", header, tuple(rows))
 
 
-_MAX_CLASS_COLUMNS = 8  # of Dice in the table of cases; cases.csv has all
+_MAX_CLASS_COLUMNS = 8  # of overlap in the table of cases; cases.csv has all
 
 
 def case_table(evaluation: Evaluation, cases: Sequence[Mapping[str, Any]]) -> Table:
     """One row per case, in the order given; ``cases`` are named rows."""
     classes = [evaluation.class_names[c] for c in evaluation.foreground]
-    keys = ["dice", *(f"dice/{name}" for name in classes if 1 < len(classes) <= _MAX_CLASS_COLUMNS), "iou", "soft_dice", "nsd", "hd95", "assd"]
+    lead, *others = (known.key for known in _leading_first(evaluation))
+    keys = [lead, *(f"{lead}/{name}" for name in classes if 1 < len(classes) <= _MAX_CLASS_COLUMNS), *others]
+    keys += ["case_accuracy"] if lead == "iou" else []
     keys += [f"case_{key}{'' if region == 'all' else f'_{region}'}" for region in evaluation.pooled for key in ("ece", "nll", "aurc")]
     keys = [key for key in keys if any(key in row for row in cases)]
     rows = tuple((text(row["case_id"]), *(number(row.get(key), digits=measure(key).digits) for key in keys)) for row in cases)
     header = (text("Case"), *(text(measure(key).short, definition=definition(evaluation, key)) for key in keys))
-    return Table("cases", "Results per case", header, rows, sorted_by=1 if "dice" in keys else None)
+    return Table("cases", "Results per case", header, rows, sorted_by=1 if lead in keys else None)
+
+
+def _leading_first(evaluation: Evaluation) -> list[Measure]:
+    """Scores of overlap, the leading one first."""
+    return sorted(OVERLAP, key=lambda known: known.key != evaluation.leading[1])
 
 
 def _with_interval(name: str, evaluation: Evaluation) -> str:

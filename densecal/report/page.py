@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from matplotlib.colors import to_hex
 
 from densecal.files import write_atomically
 from densecal.labels import LabelSchema
+from densecal.metrics.class_prior import ClassPriorBaseline
 from densecal.metrics.evaluation import Evaluation
 from densecal.report import figures, measures, tables
 from densecal.report.drawing import Chart, png_bytes
@@ -40,6 +40,7 @@ def write_report(
     notes: Sequence[str] = (),
     *,
     case_ids: Sequence[str] | None = None,
+    baseline: ClassPriorBaseline | None = None,
 ) -> Path:
     """Write ``summary.json``, ``cases.csv``, ``table.md``, ``table.tex``, ``figures/`` and ``report.html`` into a run's folder.
 
@@ -57,6 +58,7 @@ def write_report(
         history: One row per epoch; see :func:`densecal.report.figures.history_charts`.
         notes: Sentences that a reader must know before the numbers, such as what they are not evidence for.
         case_ids: Name of each case, by ``case_index``. By default the number itself.
+        baseline: What a model scores that knows the class shares alone, see :func:`densecal.metrics.class_prior_baseline`.
 
     Returns:
         Path of ``report.html``.
@@ -69,15 +71,16 @@ def write_report(
     page.unlink(missing_ok=True)
 
     notes = merge_notes(notes, facts)
-    content = summary(evaluation, schema, facts, notes=notes, case_ids=case_ids)
+    content = summary(evaluation, schema, facts, notes=notes, case_ids=case_ids, baseline=baseline)
     write_atomically(run_dir / "summary.json", to_json(content))
     write_atomically(run_dir / "cases.csv", cases_csv(named_cases(evaluation, case_ids)))
     element = evaluation.settings.element
-    cases = _worst_first(content["cases"])
+    cases = _worst_first(content["cases"], evaluation.leading[1])
     parts = {
         "overlap": measures.overlap_table(evaluation),
         "fine_grained": measures.fine_grained_table(evaluation),
         "pooled": measures.pooled_table(evaluation, element=element),
+        "baseline": measures.baseline_table(evaluation, baseline),
         "further": measures.further_table(evaluation),
         "classes": measures.class_table(evaluation, schema),
     }
@@ -87,17 +90,18 @@ def write_report(
     charts = _charts(evaluation, history or ())
     for chart in (chart for group in charts.values() for chart in group):
         _save(run_dir / "figures", chart)
-    slices = _slices(examples, schema, cases, run_dir / "figures")
+    slices = _slices(examples, schema, evaluation, cases, run_dir / "figures")
 
     html = render(
         "report",
         title=str(facts.get("title", "Segmentation report")),
         split=content["split"],
         notes=notes,
-        findings=findings(evaluation, content["cases"], element=element),
+        findings=findings(evaluation, content["cases"], element=element, baseline=baseline),
         facts=describe_facts(content["run"]),
         num_cases=len(evaluation.cases),
         element=element,
+        structure=evaluation.leading[0] == "dice",
         tiles=_tiles(evaluation),
         near=f"the reference structure and what lies within {evaluation.settings.foreground_radius} {element} of it"
         if "foreground" in evaluation.pooled
@@ -108,6 +112,8 @@ def write_report(
         cases=_shown_cases(measures.case_table(evaluation, cases[:_MAX_CASES]), len(cases)),
         examples=slices,
         legend=[(hex_color(schema.palette[c]), schema.names[c]) for c in schema.foreground],
+        colors=[hex_color(color) for color in schema.palette],
+        names=schema.names,
         error_legend=[(hex_color(color), name) for name, color in ERROR_COLORS.items()],
         ramp=[to_hex(colormaps[CONFIDENCE_COLORMAP](x)) for x in np.linspace(0, 1, 9)],
         floor=f"{1 / schema.num_classes:.2f}",
@@ -125,7 +131,7 @@ def _charts(evaluation: Evaluation, history: Sequence[Mapping[str, Any]]) -> dic
         "dataset_reliability": [dataset_reliability_chart(evaluation)],
         "use": [figures.risk_coverage_chart(evaluation), *([figures.boundary_distance_chart(distance)] if distance else [])],
         "class_charts": [figures.class_chart(evaluation)],
-        "curves": figures.history_charts(history),
+        "curves": figures.history_charts(history, overlap=evaluation.leading[0]),
     }
     return {name: [chart for chart in group if chart.panels] for name, group in groups.items()}
 
@@ -137,23 +143,16 @@ def _save(folder: Path, chart: Chart) -> None:
 def _tiles(evaluation: Evaluation) -> list[dict[str, str]]:
     """The few numbers at the top."""
     numbers = evaluation.scalars()
-    region = "_foreground" if "foreground" in evaluation.pooled else ""
-    where = "near the structure" if region else "everywhere"
-    wanted = [
-        ("dice", "Dice, mean over cases"),
-        (f"ece{region}", f"ECE, {where}"),
-        ("ece", "ECE, everywhere") if region else ("ece_classwise", "ECE, classwise"),
-        (f"nll{region}", f"Negative log-likelihood, {where}"),
-    ]
     tiles = []
-    for key, name in wanted:
-        value, _, interval = tables.number(numbers[key], evaluation.intervals.get(key)).text.partition(" (")
-        tiles.append({"name": name, "value": value, "interval": interval.removesuffix(")"), "definition": measures.definition(evaluation, key)})
+    for known in measures.headline(evaluation):
+        value, _, interval = tables.number(numbers[known.key], evaluation.intervals.get(known.key)).text.partition(" (")
+        sentence = measures.definition(evaluation, known.key)
+        tiles.append({"name": known.name, "value": value, "interval": interval.removesuffix(")"), "definition": sentence})
     return tiles
 
 
-def _worst_first(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(cases, key=lambda row: (row["dice"] is None, row["dice"], row["case_id"]))
+def _worst_first(cases: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return sorted(cases, key=lambda row: (row[key] is None, row[key], row["case_id"]))
 
 
 def _shown_cases(table: tables.Table, num_cases: int) -> tables.Table:
@@ -161,7 +160,9 @@ def _shown_cases(table: tables.Table, num_cases: int) -> tables.Table:
     return replace(table, note=f"The {shown} worst of {num_cases}; cases.csv has all of them.") if shown < num_cases else table
 
 
-def _slices(examples: Sequence[Example], schema: LabelSchema, cases: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+def _slices(
+    examples: Sequence[Example], schema: LabelSchema, evaluation: Evaluation, cases: Sequence[Mapping[str, Any]], folder: Path
+) -> list[dict[str, Any]]:
     """Pictures of each example, also written as a file, in the order of ``cases``."""
     rank = {row["case_id"]: i for i, row in enumerate(cases)}
     slices = []
@@ -169,19 +170,27 @@ def _slices(examples: Sequence[Example], schema: LabelSchema, cases: Sequence[Ma
         panels = slice_panels(example, schema)
         picture = example_figure(panels, schema, example.case_id)
         write_atomically(folder / f"example_{re.sub(r'[^A-Za-z0-9._-]+', '_', example.case_id)}.png", png_bytes(picture, dpi=110))
-        scores = _example_scores(cases[rank[example.case_id]]) if example.case_id in rank else []
-        height, width = panels[0].images[0].shape[:2]
-        wide = len(panels) == 1 and width > 1.2 * height
-        slices.append({"case_id": example.case_id, "scores": scores, "wide": wide, "rows": [_slice(item) for item in panels]})
+        row = cases[rank[example.case_id]] if example.case_id in rank else {}
+        wide = len(panels) == 1 and panels[0].wide
+        scores = _example_scores(evaluation, row)
+        slices.append({"case_id": example.case_id, **scores, "wide": wide, "rows": [_slice(item) for item in panels]})
     return slices
 
 
-def _example_scores(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    near = "case_ece_foreground" if "case_ece_foreground" in row else "case_ece"
-    named = [("dice", "Dice"), (near, "ECE near the structure" if near.endswith("foreground") else "ECE")]
-    return [(name, tables.number(row[key]).text) for key, name in named]
+def _example_scores(evaluation: Evaluation, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A few numbers of a case, and the overlap of the classes that it has."""
+    lead = evaluation.leading[1]
+    if lead == "dice":
+        named = {"dice": "Dice", "case_ece_foreground": "ECE near the structure"}
+    else:
+        named = {"iou": "mIoU", "case_accuracy": f"{evaluation.settings.element.removesuffix('s')} accuracy", "case_ece": "ECE"}
+    of_class = [row.get(f"{lead}/{name}") for name in evaluation.class_names]
+    return {
+        "scores": [(name, tables.number(row[key]).text) for key, name in named.items() if key in row],
+        "overlap": measures.MEASURES[lead].name,
+        "classes": [(c, tables.number(value, digits=2).text) for c, value in enumerate(of_class) if value is not None and c in evaluation.foreground],
+    }
 
 
 def _slice(panels: Panels) -> dict[str, Any]:
-    pictures = [(name, f"data:image/png;base64,{base64.b64encode(panels.png(i)).decode()}") for i, name in enumerate(panels.names)]
-    return {"title": panels.title, "pictures": pictures}
+    return {"title": panels.title, "pictures": [(name, panels.data_url(i)) for i, name in enumerate(panels.names)]}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,6 +20,7 @@ from matplotlib.patches import Patch
 
 from densecal.labels import LabelSchema
 from densecal.report.drawing import plain_text
+from densecal.report.pictures import as_array, gray, paint_classes, paint_ignored, shown, to_uint8
 from densecal.report.summary import hex_color
 
 __all__ = ["CONFIDENCE_COLORMAP", "ERROR_COLORS", "PANELS", "Example", "Panels", "example_figure", "slice_panels"]
@@ -37,7 +40,8 @@ class Example:
 
     Args:
         case_id: Its name.
-        image: One channel, ``(*spatial)``, 2 or 3 spatial dims, any floating scale; ``None`` where there is none to show.
+        image: One channel ``(*spatial)`` or colour ``(*spatial, 3)`` as red, green, blue, 2 or 3 spatial dims; ``None`` where there is none to show. uint8 is
+            shown as it is, any other type from its 0.5th to its 99.5th percentile.
         label: Label map ``(*spatial)``, integer, or a soft reference ``(C, *spatial)``, floating.
         probs: Predicted probabilities ``(C, *spatial)``.
         spacing: Distance between voxels per axis, in millimetres, for the aspect ratio. By default 1.
@@ -60,16 +64,29 @@ class Panels:
         title: Which slice.
         images: RGB per panel, ``(height, width, 3)``, uint8, square pixels.
         names: What each panel shows: ``PANELS``, without the image where there is none.
+        photograph: Whether the image is in colour.
     """
 
     title: str
     images: tuple[np.ndarray, ...]
     names: tuple[str, ...] = PANELS
+    photograph: bool = False
 
-    def png(self, panel: int) -> bytes:
+    @property
+    def wide(self) -> bool:
+        """Whether the pictures are wider than high, so that a row of all of them would show little."""
+        height, width = self.images[0].shape[:2]
+        return width > 1.2 * height
+
+    def data_url(self, panel: int) -> str:
+        """A picture as part of a page: photographs as JPEG, a third of the size that they have without loss."""
+        photograph = self.photograph
         buffer = io.BytesIO()
-        imsave(buffer, self.images[panel], format="png")
-        return buffer.getvalue()
+        # Full resolution of colours, or outlines would blur.
+        imsave(
+            buffer, self.images[panel], format="jpeg" if photograph else "png", pil_kwargs={"quality": 90, "subsampling": 0} if photograph else None
+        )
+        return f"data:image/{'jpeg' if photograph else 'png'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) -> list[Panels]:
@@ -86,13 +103,15 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
     Raises:
         ValueError: If the shapes of image, label and probabilities do not fit, or there are not 2 or 3 spatial dims.
     """
-    label, probs = _array(example.label), _array(example.probs)
-    image = np.zeros(probs.shape[1:]) if example.image is None else _array(example.image)
-    spatial = image.shape
-    if image.ndim not in (2, 3):
-        raise ValueError(f"Expected the image of {example.case_id!r} with 2 or 3 spatial dimensions and no channel axis, but got {spatial}.")
-    if probs.shape != (schema.num_classes, *spatial):
-        raise ValueError(f"Expected `probs` of {example.case_id!r} of shape {(schema.num_classes, *spatial)}, but got {probs.shape}.")
+    label, probs = as_array(example.label), as_array(example.probs)
+    spatial = probs.shape[1:]
+    if probs.shape[:1] != (schema.num_classes,) or len(spatial) not in (2, 3):
+        raise ValueError(
+            f"Expected `probs` of {example.case_id!r} of shape ({schema.num_classes}, *spatial), 2 or 3 spatial dims, but got {probs.shape}."
+        )
+    image = np.zeros(spatial) if example.image is None else as_array(example.image)
+    if image.shape not in (spatial, (*spatial, 3)):
+        raise ValueError(f"Expected the image of {example.case_id!r} of shape {spatial} or, in colour, {(*spatial, 3)}, but got {image.shape}.")
     if label.shape == (1, *spatial):
         label = label[0]
     if label.shape == probs.shape:
@@ -102,19 +121,19 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
         label_map = label.astype(np.int64)
     else:
         raise ValueError(f"Expected `label` of {example.case_id!r} of shape {spatial} or {probs.shape}, but got {label.shape}.")
-    spacing = tuple(float(s) for s in example.spacing) or (1.0,) * image.ndim
-    if len(spacing) != image.ndim:
-        raise ValueError(f"Expected `spacing` of {example.case_id!r} with {image.ndim} values, but got {spacing}.")
+    spacing = tuple(float(s) for s in example.spacing) or (1.0,) * len(spatial)
+    if len(spacing) != len(spatial):
+        raise ValueError(f"Expected `spacing` of {example.case_id!r} with {len(spatial)} values, but got {spacing}.")
     prediction, confidence = probs.argmax(0), probs.max(0)
-    window = _window(image)
+    picture = shown(image)
     first = 1 if example.image is None else 0
 
     def panels(title: str, arrays: tuple[np.ndarray, ...], steps: Sequence[float]) -> Panels:
-        return Panels(title, _draw(arrays, steps, window, schema)[first:], PANELS[first:])
+        return Panels(title, _draw(arrays, steps, schema)[first:], PANELS[first:], picture.ndim > len(spatial))
 
-    if image.ndim == 2:
+    if len(spatial) == 2:
         # Rows of an image run from top to bottom.
-        return [panels("", (image, label_map, prediction, confidence), spacing)]
+        return [panels("", (picture, label_map, prediction, confidence), spacing)]
 
     extent = [size * step for size, step in zip(spatial, spacing, strict=True)]
     planes = {axis: [a for a in range(3) if a != axis] for axis in range(3)}
@@ -124,7 +143,7 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
         across, up = planes[axis]
         index = _telling_slice(label_map, prediction, schema, axis)
         # The last remaining axis points up, as in a viewer of head scans.
-        arrays = tuple(np.take(array, index, axis).T[::-1] for array in (image, label_map, prediction, confidence))
+        arrays = tuple(np.take(array, index, axis).swapaxes(0, 1)[::-1] for array in (picture, label_map, prediction, confidence))
         name = f"{example.axis_names[axis]} " if len(example.axis_names) == 3 else ""
         title = f"{name}slice {index + 1} of {spatial[axis]}" + ("" if name else f" across axis {axis + 1}")
         result.append(panels(title, arrays, (spacing[up], spacing[across])))
@@ -132,38 +151,34 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
 
 
 def example_figure(panels: Sequence[Panels], schema: LabelSchema, title: str) -> Figure:
-    """All slices of an example in one figure, one row per slice."""
-    figure = Figure(figsize=(13.5, 2.9 * len(panels) + 0.9), layout="constrained")
-    grid = figure.subplots(len(panels), len(panels[0].names), squeeze=False)
-    for row, item in zip(grid, panels, strict=True):
-        for axes, name, image in zip(row, item.names, item.images, strict=True):
-            axes.imshow(image, interpolation="nearest")
-            axes.set_title(name, fontsize=10)
-            axes.set_xticks([])
-            axes.set_yticks([])
-        row[0].set_ylabel(item.title, fontsize=9)
+    """All slices of an example in one figure, one row per slice; the pictures of a single wide image in two."""
+    pictures = [
+        (name, image, item.title if i == 0 else "") for item in panels for i, (name, image) in enumerate(zip(item.names, item.images, strict=True))
+    ]
+    columns = 3 if len(panels) == 1 and panels[0].wide else len(panels[0].names)
+    rows = -(-len(pictures) // columns)
+    height, width = panels[0].images[0].shape[:2]
+    legend = [Patch(color=hex_color(schema.palette[c]), label=plain_text(schema.names[c], max_length=40)) for c in schema.foreground]
+    legend += [Patch(facecolor="#808080", edgecolor="#9e9e9e", hatch="////", linewidth=0, label="ignored")]
+    legend += [Patch(color=hex_color(color), label=name) for name, color in ERROR_COLORS.items()]
+    of_row = 0.4 + 12.4 / columns * min(1.0, height / width) if columns == 3 else 2.9
+    figure = Figure(figsize=(13.5, of_row * rows + 0.5 + 0.25 * -(-len(legend) // 7)), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(pictures) :]:
+        axes.axis("off")
+    for axes, (name, image, row_title) in zip(grid.flat, pictures, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_ylabel(row_title, fontsize=9)
     figure.colorbar(
         ScalarMappable(Normalize(1 / schema.num_classes, 1), CONFIDENCE_COLORMAP), ax=list(grid[:, -1]), pad=0.02, label="confidence", shrink=0.8
     )
     figure.suptitle(plain_text(title, max_length=100), fontsize=11)
-    named = {**{schema.names[c]: schema.palette[c] for c in schema.foreground}, **ERROR_COLORS}
-    handles = [Patch(color=hex_color(color), label=plain_text(name, max_length=40)) for name, color in named.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7), fontsize=9, frameon=False)
+    figure.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), 7), fontsize=9, frameon=False)
     FigureCanvasAgg(figure)
     return figure
-
-
-def _array(value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
-    return np.asarray(value)
-
-
-def _window(image: np.ndarray) -> tuple[float, float]:
-    finite = image[np.isfinite(image)]
-    low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 1.0)
-    return float(low), float(high if high > low else low + 1)
 
 
 def _telling_slice(label_map: np.ndarray, prediction: np.ndarray, schema: LabelSchema, axis: int) -> int:
@@ -175,57 +190,38 @@ def _telling_slice(label_map: np.ndarray, prediction: np.ndarray, schema: LabelS
     return label_map.shape[axis] // 2
 
 
-def _draw(arrays: Sequence[np.ndarray], spacing: Sequence[float], window: tuple[float, float], schema: LabelSchema) -> tuple[np.ndarray, ...]:
-    """Pictures of a slice given as (rows, columns), resampled to square pixels by the nearest voxel."""
-    extent = [size * step for size, step in zip(arrays[0].shape, spacing, strict=True)]
-    side = min(max(*arrays[0].shape, _SIDE[0]), _SIDE[1])
-    rows, columns = (
-        (np.arange(length) * size) // length
-        for size, length in ((size, max(1, round(side * part / max(extent)))) for size, part in zip(arrays[0].shape, extent, strict=True))
-    )
-    image, label_map, prediction, confidence = (array[np.ix_(rows, columns)] for array in arrays)
-    low, high = window
-    gray = np.clip(np.nan_to_num((image - low) / (high - low)), 0, 1)
-    base = np.repeat(gray[..., None], 3, axis=2)
+def _draw(arrays: Sequence[np.ndarray], spacing: Sequence[float], schema: LabelSchema) -> tuple[np.ndarray, ...]:
+    """Pictures of a slice given as (rows, columns), resampled to square pixels: classes by the nearest voxel, an image that shrinks by its mean."""
+    picture, *others = arrays
+    size = others[0].shape
+    extent = [n * step for n, step in zip(size, spacing, strict=True)]
+    side = min(max(*size, _SIDE[0]), _SIDE[1])
+    lengths = [max(1, round(side * part / max(extent))) for part in extent]
+    rows, columns = ((np.arange(length) * n) // length for n, length in zip(size, lengths, strict=True))
+    label_map, prediction, confidence = (array[np.ix_(rows, columns)] for array in others)
+    if all(length <= n for n, length in zip(size, lengths, strict=True)):
+        picture = cv2.resize(np.ascontiguousarray(picture), (lengths[1], lengths[0]), interpolation=cv2.INTER_AREA)
+    else:
+        picture = picture[np.ix_(rows, columns)]
+    base = gray(picture)
     floor = 1 / schema.num_classes
     colors = colormaps[CONFIDENCE_COLORMAP](np.clip((confidence - floor) / (1 - floor), 0, 1))[..., :3]
     panels = (
-        base,
-        _overlay(base, label_map, schema),
-        _overlay(base, prediction, schema),
+        picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2),
+        paint_classes(base, label_map, schema),
+        paint_classes(base, prediction, schema),
         colors,
         _errors(base, label_map, prediction, confidence, schema),
     )
-    return tuple(np.round(panel * 255).astype(np.uint8) for panel in panels)
-
-
-def _overlay(base: np.ndarray, classes: np.ndarray, schema: LabelSchema) -> np.ndarray:
-    """Translucent fill and solid outline in the palette; the background is left as it is, ignored voxels are grey."""
-    result = base.copy()
-    outline = np.zeros(classes.shape, dtype=bool)
-    for axis in range(2):
-        length = classes.shape[axis] - 1
-        change = np.diff(classes, axis=axis) != 0
-        for start in (0, 1):
-            index = [slice(None), slice(None)]
-            index[axis] = slice(start, start + length)
-            outline[tuple(index)] |= change
-    for c in schema.foreground:
-        color = np.array(schema.palette[c]) / 255
-        inside = classes == c
-        result[inside] = 0.55 * result[inside] + 0.45 * color
-        result[inside & outline] = color
-    result[classes == schema.ignore_index] = 0.5
-    return result
+    return tuple(to_uint8(panel) for panel in panels)
 
 
 def _errors(base: np.ndarray, label_map: np.ndarray, prediction: np.ndarray, confidence: np.ndarray, schema: LabelSchema) -> np.ndarray:
-    """Wrong voxels over the faded image: dim where the model had doubts, bright where it was sure; ignored voxels are grey."""
-    result = 0.15 + 0.55 * base
+    """Wrong voxels over the faded image in grey: dim where the model had doubts, bright where it was sure; ignored voxels are striped."""
+    result = np.repeat(0.15 + 0.55 * base[..., None], 3, axis=2)
     ignored = label_map == schema.ignore_index
     wrong = (prediction != label_map) & ~ignored
     doubtful, sure = (np.array(color) / 255 for color in ERROR_COLORS.values())
     result[wrong] = 0.25 * result[wrong] + 0.75 * doubtful
     result[wrong & (confidence > _CONFIDENT)] = sure
-    result[ignored] = 0.5
-    return result
+    return paint_ignored(result, ignored)

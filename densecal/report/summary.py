@@ -14,6 +14,7 @@ from typing import Any
 
 import densecal
 from densecal.labels import LabelSchema
+from densecal.metrics.class_prior import ClassPriorBaseline
 from densecal.metrics.evaluation import Evaluation
 
 __all__ = ["SCHEMA_VERSION", "cases_csv", "hex_color", "jsonable", "named_cases", "provenance", "summary", "to_json"]
@@ -29,6 +30,7 @@ def summary(
     *,
     notes: Sequence[str] = (),
     case_ids: Sequence[str] | None = None,
+    baseline: ClassPriorBaseline | None = None,
 ) -> dict[str, Any]:
     """Content of ``summary.json``.
 
@@ -45,7 +47,9 @@ def summary(
     - ``mean``: scores per case averaged over cases; ``num_defined``: how many cases have the score.
     - ``fine_grained``: accuracy, IoU and Dice over the data set, per image, per class and of the worst images.
     - ``pooled``: per region (``all``, ``foreground``, ``boundary``) ``ece_top_label``, ``ece_classwise``, ``nll``, ``brier``, ``accuracy``, ..., ``num_voxels``.
-    - ``intervals``: key -> ``[low, high]``, 95 % bootstrap interval over cases of the number of that key in ``mean`` or, pooled, as
+    - ``baseline``: what a model scores that knows the class shares alone: ``class_shares``, by class, and ``scores`` by the keys of ``Evaluation.scalars``; null
+      where the shares are not known.
+    - ``intervals``: key -> ``[low, high]``, 95 % bootstrap interval over cases of the number of that key in ``mean``, ``fine_grained`` or, pooled, as
       ``Evaluation.scalars`` names it (``ece_foreground`` is ``ece_top_label`` of ``pooled.foreground``); may be empty.
     - ``curves``: ``risk_coverage``, ``risk_coverage_foreground``, ``boundary_distance``, those that there are.
     - ``bins``: per region and kind (``top_label``, ``classwise``) ``edges``, ``count``, ``mean_confidence``, ``accuracy``.
@@ -59,6 +63,7 @@ def summary(
         facts: Facts of the run; values that JSON does not know are written as text.
         notes: Sentences to put beside the numbers.
         case_ids: Name of each case, by ``case_index``. By default the number itself.
+        baseline: The class-prior baseline.
 
     Returns:
         Plain dicts, lists, strings and finite numbers.
@@ -71,6 +76,7 @@ def summary(
         "num_defined": evaluation.num_defined,
         "fine_grained": evaluation.fine_grained,
         "pooled": evaluation.pooled,
+        "baseline": None if baseline is None else asdict(baseline),
         "intervals": evaluation.intervals,
         "curves": evaluation.curves,
         "bins": evaluation.bins,

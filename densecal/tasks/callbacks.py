@@ -97,7 +97,10 @@ class EpochLines(L.Callback):
         if not trainer.is_global_zero:
             return
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
-        shown = [(name, trainer.callback_metrics.get(name)) for name in ("train/loss", "val/dice", "val/ece")]
+        metrics = trainer.callback_metrics
+        scene = "val/iou_dataset" in metrics and "val/ece_foreground" not in metrics  # as `Evaluation.leading`
+        overlap = "val/iou_dataset" if scene else "val/dice"
+        shown = [(name, metrics.get(name)) for name in ("train/loss", overlap, "val/ece")]
         numbers = "  ".join(f"{name} {float(value):.4f}" for name, value in shown if value is not None)
         left = (time.perf_counter() - self._started) / (done - self._first_epoch) * (total - done)
         minutes, seconds = divmod(round(left), 60)

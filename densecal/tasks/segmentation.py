@@ -141,7 +141,7 @@ class SegmentationTask(L.LightningModule):
         scalars = result.scalars()
         # The states of all ranks are in `result` already, so every rank logs the same numbers; averaging those changes nothing.
         for name, value in scalars.items():
-            self.log(f"val/{name}", value, prog_bar=name in ("dice", "ece"), sync_dist=True)
+            self.log(f"val/{name}", value, prog_bar=name in (result.leading[0], "ece"), sync_dist=True)
         if hasattr(self.loss, "on_validation") and not self.trainer.sanity_checking:
             self.loss.on_validation(scalars)  # type: ignore[operator]
 

@@ -105,6 +105,8 @@ def test_audit_of_nnunet_files_equals_the_checkpoint(evaluate, tmp_path, run, nn
     ours, theirs = evaluate.summary(), audit.summary()
     assert [entry["name"] for entry in theirs["classes"]] == ["background", "left", "right"]
     assert_same(numbers_of(ours), numbers_of(theirs))
+    assert ours["baseline"] == json.loads((run / "summary.json").read_text())["baseline"]  # the same cases
+    assert theirs["baseline"] is None
     assert {path.name for path in audit.output.iterdir()} >= {"summary.json", "cases.csv", "table.md", "table.tex", "figures", "report.html"}
 
 

@@ -115,6 +115,21 @@ def test_output_ends_with_the_path_of_the_report(uninterrupted):
     assert Path(last.split()[-1]) == uninterrupted / "report.html"
 
 
+def test_report_holds_what_the_class_shares_alone_would_score(uninterrupted, blobs):
+    """Shares counted from the training labels' files; the test cases' most common class is what such a model would predict."""
+    baseline = json.loads((uninterrupted / "summary.json").read_text())["baseline"]
+    splits = json.loads((uninterrupted / "splits.json").read_text())
+    train, test = (
+        np.concatenate([nib.load(blobs / "labels" / f"{case}.nii.gz").get_fdata().ravel() for case in splits[name]]) for name in ("train", "test")
+    )
+    shares = [(train == c).mean() for c in range(3)]
+    assert baseline["class_shares"] == pytest.approx(shares)
+    assert baseline["scores"]["accuracy"] == pytest.approx((test == 0).mean())
+    assert baseline["scores"]["nll"] == pytest.approx(-sum((test == c).mean() * np.log(shares[c]) for c in range(3)))
+    assert baseline["scores"]["dice"] == 0
+    assert "class shares alone: Dice 0.0000, ECE " in (uninterrupted.parents[1] / "log.txt").read_text()
+
+
 def test_written_predictions_have_the_reported_dice(uninterrupted, blobs):
     """Dice from the files alone, by its definition."""
     rows = {row["case_id"]: row for row in csv.DictReader((uninterrupted / "cases.csv").open())}

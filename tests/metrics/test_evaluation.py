@@ -14,6 +14,7 @@ from cases import each_dimension, make_case
 from densecal.labels import LabelSchema
 from densecal.metrics import (
     DEFINITIONS,
+    CaseBootstrap,
     SegmentationEvaluation,
     adaptive_calibration_error,
     area_under_risk_coverage,
@@ -25,14 +26,17 @@ from densecal.metrics import (
     dice_score,
     excess_area_under_risk_coverage,
     expected_calibration_error,
+    fine_grained_overlap,
     foreground_region,
     hausdorff_distance_95,
     jaccard_index,
     negative_log_likelihood,
     normalized_surface_distance,
+    overlap_counts,
     paired_differences,
     smooth_calibration_error,
 )
+from densecal.metrics.inputs import read_pixels
 from densecal.metrics.results import RegionSums
 
 SCHEMA = LabelSchema(("background", "anterior", "posterior"))
@@ -317,7 +321,7 @@ def test_intervals_hold_their_numbers_and_shrink_with_the_cases():
     probs = case.logits.softmax(1)
     few, many = (evaluate(probs.repeat(k, 1, 1, 1), case.label_map.repeat(k, 1, 1), replicates=200, detail=True) for k in (1, 4))
     scalars = few.scalars()
-    for key in ("dice", "nll", "brier", "accuracy", "signed_ce", "nll_foreground"):
+    for key in ("dice", "nll", "brier", "accuracy", "signed_ce", "nll_foreground", "iou_dataset", "iou_image", "dice_class"):
         low, high = few.intervals[key]
         assert low < scalars[key] < high
         assert many.intervals[key][1] - many.intervals[key][0] < high - low
@@ -359,6 +363,24 @@ def test_paired_differences_are_differences_over_common_cases():
         paired_differences(other.compute(), a)
     with pytest.raises(ValueError, match="same settings"):
         paired_differences(evaluate(case.logits.softmax(1), label, num_bins=7), a)
+
+
+def test_overlap_in_three_senses_has_intervals_and_paired_differences():
+    """Against resamples of whole cases drawn in a loop, each scored by the function."""
+    case, other = make_case((9, 11), batch=5), make_case((9, 11), batch=5, seed=1)
+    a, b = (evaluate(logits.softmax(1), case.label_map, replicates=40) for logits in (case.logits, other.logits))
+    bootstrap = CaseBootstrap(5, replicates=40)
+    counts = [overlap_counts(read_pixels(logits.softmax(1), case.label_map, ignore_index=-100)) for logits in (case.logits, other.logits)]
+    drawn = [torch.arange(5).repeat_interleave(weights.long()) for weights in bootstrap.weights]
+    first, second = ([fine_grained_overlap(*(n[rows] for n in some), background=0) for rows in drawn] for some in counts)
+    differences = paired_differences(b, a, replicates=40)
+    for key in ("accuracy_pooled", *(f"{score}_{sense}" for score in ("accuracy", "iou", "dice") for sense in ("dataset", "image", "class"))):
+        values = torch.stack([numbers[key] for numbers in first])
+        gaps = torch.stack([numbers[key] for numbers in second]) - values
+        assert a.intervals[key] == pytest.approx(values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()), key
+        assert differences[key][0] == pytest.approx(b.scalars()[key] - a.scalars()[key])
+        assert differences[key][1:] == pytest.approx(gaps.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()), key
+    assert not [key for key in a.fine_grained if "worst" in key]  # with details
 
 
 _RANK = """

@@ -5,8 +5,8 @@ from browser import EXECUTABLE, Browser
 from evaluations import blobs, examples, full_evaluation
 
 from densecal.labels import LabelSchema
-from densecal.metrics import SegmentationEvaluation
-from densecal.report import write_comparison, write_report
+from densecal.metrics import SegmentationEvaluation, class_prior_baseline
+from densecal.report import Example, write_comparison, write_report
 
 pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium")
 
@@ -25,9 +25,9 @@ def pages(tmp_path_factory):
     write_report(folder / "full", full, STRUCTURES, facts, examples(STRUCTURES, probs, label, names[:1]), notes=["n" * 300], case_ids=names)
     street_probs, street = blobs(STREET, (24, 48), 3)
     street[:, :3] = 255
-    write_report(
-        folder / "street", full_evaluation(STREET, street_probs, street, unit="voxels"), STREET, {}, examples(STREET, street_probs, street, ["0"])
-    )
+    scenes = full_evaluation(STREET, street_probs, street, unit="voxels")
+    colored = Example("0", (street_probs[0, :3].movedim(0, -1) * 255).byte(), street[0], street_probs[0])
+    write_report(folder / "street", scenes, STREET, {}, [colored], baseline=class_prior_baseline(scenes, [1 / 19] * 19))
     metric = SegmentationEvaluation(STRUCTURES)
     metric.update(probs, label, probs.new_tensor(range(5)).long())
     write_report(folder / "plain", metric.compute(), STRUCTURES, {})
@@ -105,6 +105,14 @@ def test_wide_tables_scroll_in_their_box(browser, pages):
     box = "document.querySelector('#table-cases').parentElement"
     assert browser.evaluate(f"{box}.scrollWidth > {box}.clientWidth")
     assert browser.evaluate(f"[{box}.tabIndex, getComputedStyle({box}).overflowX]") == [0, "auto"]  # reached by keyboard
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+def test_scores_of_classes_beside_an_image_stay_on_one_line(browser, pages, width):
+    browser.open(pages / "street" / "report.html", width=width)
+    heights = browser.evaluate("[...document.querySelectorAll('.of-classes li')].map((item) => item.clientHeight)")
+    assert len(heights) > 5
+    assert max(heights) < 40
 
 
 def test_policy_of_the_page_stops_foreign_scripts(browser, pages, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from evaluations import blobs, full_evaluation
 
 from densecal.labels import LabelSchema
+from densecal.metrics import paired_differences
 from densecal.report import write_comparison
 from densecal.report.drawing import Chart
 
@@ -97,6 +98,22 @@ def test_write_comparison_json_and_csv_have_all_numbers(written, evaluations):
 def no_charts(monkeypatch):
     monkeypatch.setattr(Chart, "save", lambda self, folder: None)
     monkeypatch.setattr(Chart, "inline", lambda self: [])
+
+
+def test_write_comparison_of_scenes_leads_with_mean_iou(tmp_path, no_charts):
+    schema = LabelSchema(("sky", "road", "car"), background=None)
+    probs, label = blobs(schema, (12, 14), 3)
+    models = {name: full_evaluation(schema, p, label, unit="voxels") for name, p in (("good", probs), ("bad", probs.roll(2, dims=-1)))}
+    differences = {"bad": paired_differences(models["bad"], models["good"], replicates=20)}
+    html = write_comparison(tmp_path, models, schema, {}, differences=differences).read_text()
+    iou = [models[name].fine_grained["iou_dataset"] for name in ("good", "bad")]
+    assert iou[0] > iou[1]
+    assert "mIoU, whole data set (D): good is highest" in html
+    assert re.findall(r"<h2>(\w+ per [\w, ]+)</h2>", html) == ["IoU per class, whole data set", "IoU per case"]
+    header = (tmp_path / "table.md").read_text().splitlines()[2]
+    assert header.startswith("| Model | mIoU D | mIoU I | mIoU C | Accuracy | ECE | ECE along boundaries | NLL | Brier | AURC |")
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    assert content["differences"]["bad"]["iou_dataset"]["difference"] == pytest.approx(iou[1] - iou[0])
 
 
 def test_write_comparison_of_plain_evaluations(evaluations, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from densecal.labels import LabelSchema
-from densecal.metrics import SegmentationEvaluation
+from densecal.metrics import SegmentationEvaluation, class_prior_baseline
 from densecal.report.findings import findings, percent
 from densecal.report.summary import named_cases
 
@@ -50,9 +50,28 @@ def test_findings_count_confident_errors():
     )
 
 
+def test_findings_of_a_scene_speak_of_mean_iou_and_pixels():
+    # Of 4 pixels of road, 3 are right: IoU 3/4 of road, 0 of car, which is there in the prediction alone and in no mean of the references' classes.
+    evaluation = evaluated([0.95] * 4, [True, True, True, False])
+    (sentence,) = (text for head, text in said(evaluation).items() if head == "Mean IoU 0.75, 75.0\xa0% of the pixels right")
+    assert "a mean IoU of 0.750 over the whole data set" in sentence
+    assert "Hardest are car (0.00), road (0.75)" in sentence
+
+
+def test_findings_hold_the_model_against_the_class_shares():
+    evaluation = evaluated([0.95] * 4, [True, True, True, False])
+    baseline = class_prior_baseline(evaluation, [0.5, 0.25, 0.25])
+    sentences = dict(findings(evaluation, named_cases(evaluation, ["the case"]), element="pixels", baseline=baseline))
+    # Every pixel is road: -log 0.5 = 0.69 against (3 * -log 0.95 - log 0.05) / 4 = 0.79.
+    assert (
+        "mean IoU 1.00 (this model 0.75), accuracy 1.00 (this model 0.75), negative log-likelihood 0.69 (this model 0.79)"
+        in (sentences["No better than knowing how common each class is"])
+    )
+
+
 def test_findings_name_classes_without_a_value():
     sentences = said(evaluated([0.95] * 2, [True, False]))
-    assert "Nothing can be said about tram" in next(text for head, text in sentences.items() if head.startswith("Mean Dice"))
+    assert "Nothing can be said about tram" in next(text for head, text in sentences.items() if head.startswith("Mean IoU"))
 
 
 def test_findings_read_the_curves():

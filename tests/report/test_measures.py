@@ -37,8 +37,9 @@ def evaluation():
         ("smooth_ece_boundary", "Smooth ECE along boundaries", "lower"),
         ("signed_ce_foreground", "Mean confidence minus accuracy near the structure", ""),
         ("case_nll_foreground", "Negative log-likelihood near the structure per case", "lower"),
-        ("iou_dataset", "IoU, whole data set", "higher"),
-        ("dice_image_worst", "Dice, worst 10 % of images", "higher"),
+        ("iou_dataset", "mIoU, whole data set (D)", "higher"),
+        ("iou_dataset/car", "IoU, whole data set (D) of car", "higher"),
+        ("dice_image_worst", "mDice, worst 10 % of images", "higher"),
         ("something_new", "something new", ""),
     ],
 )
@@ -74,10 +75,11 @@ def test_pooled_tables_show_measures_without_a_name_here(evaluation):
 
 def test_fine_grained_table(evaluation):
     table = fine_grained_table(evaluation)
-    assert [cell.text for cell in table.header[1:4]] == ["Whole data set", "Per image", "Worst 10 % of images"]
+    assert [cell.text for cell in table.header[1:4]] == ["Whole data set (D)", "Per image (I)", "Worst 10 % of images"]
     shown = rows(table)
-    assert list(shown) == ["Accuracy", "IoU", "Dice"]
-    assert shown["IoU"][:2] == [f"{evaluation.fine_grained[key]:.3f}" for key in ("iou_dataset", "iou_image")]
+    assert list(shown) == ["Dice", "IoU", "Accuracy"]
+    assert shown["IoU"][:2] == [number(evaluation.fine_grained[key], evaluation.intervals[key]).text for key in ("iou_dataset", "iou_image")]
+    assert shown["IoU"][2] == f"{evaluation.fine_grained['iou_image_worst']:.3f}"
     assert fine_grained_table(replace(evaluation, fine_grained={})).rows == ()
 
 
@@ -93,7 +95,9 @@ def test_overlap_table_has_range_and_number_of_cases(evaluation):
 def test_class_table_marks_what_no_mean_counts(evaluation):
     table = class_table(evaluation, SCHEMA)
     assert [(row[0].text, row[0].remark) for row in table.rows] == [("background", "not in means"), ("a_D", ""), ("b", "")]
-    assert [row[1].text for row in table.rows][2] == "–"  # never there
+    assert [[cell.text for cell in row[1:3]] for row in table.rows][2] == ["–", "–"]  # never there
+    correct, predicted, reference = (sum(row[f"voxels_{kind}/a_D"] for row in evaluation.cases) for kind in ("correct", "predicted", "reference"))
+    assert table.rows[1][1].text == f"{correct / (predicted + reference - correct):.3f}"
     assert len({len(row) for row in (table.header, *table.rows)}) == 1
 
 

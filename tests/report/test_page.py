@@ -18,7 +18,7 @@ from evaluations import blobs, examples, full_evaluation
 from matplotlib import pyplot
 
 from densecal.labels import LabelSchema
-from densecal.metrics import SegmentationEvaluation
+from densecal.metrics import SegmentationEvaluation, class_prior_baseline
 from densecal.report import SCHEMA_VERSION, Example, page, write_report
 from densecal.report.drawing import Chart
 from densecal.report.slices import PANELS
@@ -221,6 +221,59 @@ def test_write_report_numpy_facts(tmp_path, no_charts):
 
 
 @pytest.fixture(scope="module")
+def street(tmp_path_factory):
+    """A street scene: every class counts, and the class shares of the training labels are known."""
+    schema = LabelSchema(("sky", "road", "car", "never there"), ignore_index=255, background=None)
+    probs, label = blobs(schema, (24, 48), 4)
+    label[:, :3] = 255
+    evaluation = full_evaluation(schema, probs, label, unit="voxels")
+    colored = [Example(str(i), np.full((24, 48, 3), 90, np.uint8), label[i], probs[i]) for i in range(2)]
+    folder = tmp_path_factory.mktemp("street")
+    baseline = class_prior_baseline(evaluation, [0.25, 0.5, 0.25, 0])
+    history = [{"epoch": e, "val/dice": 0.1 * e, "val/iou_dataset": 0.1 * e} for e in range(3)]
+    write_report(folder, evaluation, schema, {}, colored, history, baseline=baseline)
+    return folder, evaluation, baseline
+
+
+def test_write_report_of_a_scene_leads_with_mean_iou(street):
+    folder, evaluation, baseline = street
+    html = (folder / "report.html").read_text()
+    tiles = re.findall(r'<span class="muted small">([^<]+)</span><b>([^<]+)</b>', html)
+    assert [name for name, _ in tiles] == [
+        "mIoU, whole data set (D)",
+        "mIoU, per image (I)",
+        "mIoU, per class (C)",
+        "Pixel accuracy",
+        "ECE, everywhere",
+        "ECE, along boundaries",
+        "ECE, classwise",
+        "Negative log-likelihood",
+    ]
+    assert tiles[0][1] == f"{evaluation.fine_grained['iou_dataset']:.3f}"
+    assert "near the structure" not in html
+    assert "background" not in re.sub(r"<style>.*?</style>|style=\"[^\"]*\"", "", html, flags=re.DOTALL)
+    table = html[html.index("Per case, worst first") : html.index("Training</h2>")]
+    iou = [evaluation.cases[int(i)]["iou"] for i in re.findall(r'<th scope="row" data-value="(\d)"', table)]
+    assert len(iou) == 4
+    assert iou == sorted(iou)
+    assert (folder / "figures" / "history_iou_dataset.png").exists()
+    assert not (folder / "figures" / "history_dice.png").exists()
+    assert "data:image/jpeg" in html
+    assert "IoU in this image" in html
+    table = (folder / "table.md").read_text()
+    assert f"| mIoU, whole data set (D) | {evaluation.fine_grained['iou_dataset']:.3f} | {baseline.scores['iou_dataset']:.3f} |" in table
+
+
+def test_summary_holds_the_class_prior_baseline(street, full):
+    folder, evaluation, baseline = street
+    content = json.loads((folder / "summary.json").read_text())["baseline"]
+    assert content["class_shares"] == [0.25, 0.5, 0.25, 0]
+    assert content["scores"]["iou_dataset"] == baseline.scores["iou_dataset"]
+    assert content["scores"].keys() <= evaluation.scalars().keys()
+    assert json.loads((full[0] / "summary.json").read_text())["baseline"] is None  # shares not known
+
+
+@pytest.fixture(scope="module")
 def full(tmp_path_factory):
     schema = LabelSchema(("background", "left <b>lobe</b>", "a $x_1$ & b", "never --> there"))
     probs, label = blobs(schema, (14, 16, 12), 4)
@@ -261,8 +314,9 @@ def test_write_report_escapes_names_everywhere(full):
     assert "a $x_1$ &amp; b" in html
 
 
-def test_summary_has_only_documented_keys(full):
-    folder, _, schema = full
+@pytest.mark.parametrize("which", ["full", "street"])
+def test_summary_has_only_documented_keys(which, request):
+    folder = request.getfixturevalue(which)[0]
     page = (Path(__file__).parents[2] / "docs" / "summary.md").read_text()
     documented = {key.strip() for quoted in re.findall(r"`([^`]+)`", page) for key in quoted.split(",")}
     regions = {"all", "foreground", "boundary"}
@@ -279,7 +333,7 @@ def test_summary_has_only_documented_keys(full):
     content = json.loads((folder / "summary.json").read_text())
     del content["definitions"], content["run"]
     for key in set(keys(content)) - regions:
-        for name in schema.names:
+        for name in (entry["name"] for entry in content["classes"]):
             key = key.replace(f"/{name}", "/<class>")
         general = re.sub(r"_(foreground|boundary)$", "", key) if key not in documented else key
         # A pooled measure is named by its region, `ece` is the top-label one.

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -98,3 +99,20 @@ def test_one_line_an_epoch(tmp_path, capsys):
     mean = sum(model.drawn[0, step] for step in range(3)) / 3
     assert lines[0].startswith(f"epoch 1/2  train/loss {mean:.4f}  ")
     assert lines[1].endswith("0:00 left")
+
+
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [
+        ({"dice": 0.5, "iou_dataset": 0.25, "ece_foreground": 0.1, "ece": 0.2}, "val/dice 0.5000  val/ece 0.2000"),
+        ({"dice": 0.5, "iou_dataset": 0.25, "ece": 0.2}, "val/iou_dataset 0.2500  val/ece 0.2000"),
+    ],
+    ids=["structure", "scene"],
+)
+def test_one_line_an_epoch_shows_the_overlap_that_leads(scores, shown, tmp_path, capsys):
+    class Scores(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.callback_metrics.update({f"val/{name}": torch.tensor(value) for name, value in scores.items()})
+
+    fit(tmp_path, 1, callbacks=[Scores(), EpochLines()])
+    assert f"  {shown}  0:00 left" in capsys.readouterr().out
