@@ -26,7 +26,7 @@ class TrainSettings:
     output_dir: str = MISSING
     experiment_name: str | None = None
     resume: str | None = None
-    monitor: str = MISSING
+    monitor: str | None = None
     monitor_mode: str = MISSING
     evaluate: str = MISSING
     predictions: list[str] = field(default_factory=list)

@@ -103,6 +103,8 @@ def train(config: DictConfig) -> Path:
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(card, DataCard)
         _check_outputs(config, card)
+        if config.monitor is None:
+            config.monitor = "val/iou_dataset" if card.background is None else "val/dice"
         L.seed_everything(config.seed, verbose=False)
         data = SegmentationData(card, seed=config.seed, progress=sys.stderr.isatty())
         task = _build_task(config, card, data)

@@ -3,9 +3,9 @@
 Needs the extra ``train``.
 """
 
+from densecal.pictures import label_overlay
 from densecal.report.comparison import write_comparison
 from densecal.report.page import write_report
-from densecal.report.pictures import label_overlay
 from densecal.report.slices import Example
 from densecal.report.summary import SCHEMA_VERSION
 

@@ -19,8 +19,8 @@ from matplotlib.image import imsave
 from matplotlib.patches import Patch
 
 from densecal.labels import LabelSchema
+from densecal.pictures import as_array, gray, paint_classes, paint_ignored, shown, to_uint8
 from densecal.report.drawing import plain_text
-from densecal.report.pictures import as_array, gray, paint_classes, paint_ignored, shown, to_uint8
 from densecal.report.summary import hex_color
 
 __all__ = ["CONFIDENCE_COLORMAP", "ERROR_COLORS", "PANELS", "Example", "Panels", "example_figure", "slice_panels"]

@@ -40,7 +40,7 @@ def test_a_run_on_images_is_whole(run):
     summary = json.loads((run / "summary.json").read_text())
     assert [case["case_id"] for case in summary["cases"]] == ["s6", "s7", "s8"]
     assert summary["settings"]["element"] == "pixels"
-    assert {"miou_d", "miou_i", "miou_c", "accuracy_d"} <= summary["fine_grained"].keys()
+    assert {"iou_dataset", "iou_image", "iou_class", "accuracy_pooled"} <= summary["fine_grained"].keys()
     assert {path.name for path in (run / "predictions").iterdir()} == {f"s{n}_{end}" for n in (6, 7, 8) for end in ("label.png", "confidence.tif")}
     page = (run / "report.html").read_text()
     assert "voxel" not in page

@@ -15,6 +15,7 @@ from torch import Tensor
 from densecal.data.card import DataCard
 from densecal.data.medium import Loading, OpenedImage
 from densecal.files import write_atomically
+from densecal.pictures import label_overlay
 
 if TYPE_CHECKING:
     from densecal.data.layouts import Case
@@ -69,7 +70,7 @@ class ImageMedium:
             return write_atomically(folder / f"{case_id}_confidence.tif", _encoded(confidence, "TIFF"))
         if output == "confidence_png":
             return write_atomically(folder / f"{case_id}_confidence.png", _encoded(np.rint(255 * confidence).astype(np.uint8), "PNG"))
-        raise NotImplementedError(output)
+        return write_atomically(folder / f"{case_id}_overlay.png", _encoded(label_overlay(opened.header, label, card.schema), "PNG"))
 
 
 def _shown(image: NDArray[Any]) -> NDArray[Any]:
