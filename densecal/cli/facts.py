@@ -26,8 +26,9 @@ def training_facts(config: DictConfig, model: nn.Module) -> dict[str, Any]:
         "loss": _settings(config.loss),
         "optimizer": _settings(config.optimizer),
         "schedule": _settings(config.scheduler) if config.scheduler else "constant learning rate",
-        "patch": " x ".join(str(n) for n in config.data.patch_size) + " voxels",
-        "augmentation": config.data.augment,
+        "patch": " x ".join(str(n) for n in config.data.patch_size) + (" voxels" if len(config.data.patch_size) == 3 else " pixels"),
+        "augmentation": ", ".join(config.data.pipeline) if config.data.augment and config.data.get("pipeline") else config.data.augment,
+        "whole images by": _settings(config.inference),
         "seed": config.seed,
     }
 
