@@ -19,6 +19,7 @@ from densecal.data.card import DataCard
 from densecal.data.transforms import load_image, restore
 from densecal.data.volumes import read_nifti
 from densecal.inference.sliding_window import SlidingWindow
+from densecal.models.pretrained import without_pretrained
 from densecal.runs import find_checkpoint, read_checkpoint
 
 __all__ = ["OUTPUTS", "Prediction", "Predictor", "resolve_device", "write_prediction"]
@@ -92,7 +93,8 @@ class Predictor:
         config = OmegaConf.create(content["densecal"]["config"])
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(card, DataCard)
-        known = {"in_channels": card.image_channels, "num_classes": len(card.classes), "spatial_dims": card.spatial_dims}
+        known: dict[str, Any] = {"in_channels": card.image_channels, "num_classes": len(card.classes), "spatial_dims": card.spatial_dims}
+        known |= without_pretrained(hydra.utils.get_object(config.model._target_))
         model = hydra.utils.instantiate(config.model, **known, _convert_="all")
         weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")}
         model.load_state_dict(weights)

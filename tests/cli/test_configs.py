@@ -80,10 +80,11 @@ def test_config_lists_arguments_of_its_constructor(group, name):
 
 @pytest.mark.parametrize("name", [name for group, name in FILES if group == "model"])
 def test_model_config_builds_a_network(name):
-    model = build(composed(f"model={name}").model, "model", **KNOWN["model"]).eval()
+    size = (64, 32) if name == "smp" else (64, 32, 32)
+    model = build(composed(f"model={name}").model, "model", **KNOWN["model"] | {"spatial_dims": len(size)}).eval()
     with torch.no_grad():
-        logits = model(torch.zeros(1, 1, 64, 32, 32))
-    assert logits.shape == (1, 3, 64, 32, 32)
+        logits = model(torch.zeros(1, 1, *size))
+    assert logits.shape == (1, 3, *size)
 
 
 @pytest.mark.parametrize(
