@@ -61,7 +61,22 @@ def create_metric(name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def create_model(name: str, *args: Any, **kwargs: Any) -> Any:
-    """Build a network that returns raw logits ``(N, C, *spatial)``; needs the extra ``train``. Arguments and errors as :func:`create_loss`."""
+    """Build a network that returns raw logits ``(N, C, *spatial)``; needs the extra ``train``.
+
+    Args:
+        name: One of :func:`list_models`, or for images ``<architecture>_<encoder>``: ``"unet_resnet18"``, ``"deeplabv3plus_resnet101"``, ``"segformer_mit_b0"``, or
+            with an encoder of timm's ``"unet_tu-convnext_tiny"``; :func:`densecal.models.smp` has the arguments.
+        args: Positional arguments of its constructor.
+        kwargs: Keyword arguments of its constructor.
+
+    Raises:
+        ValueError: If there is no such network; the text names the nearest.
+
+    Example:
+        >>> import torch
+        >>> create_model("unet_resnet18", in_channels=3, num_classes=11)(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 11, 64, 64])
+    """
     return MODELS.create(name, *args, **kwargs)
 
 
@@ -86,5 +101,14 @@ def list_metrics(pattern: str = "*") -> list[str]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the networks that match a shell-style pattern; needs the extra ``train``."""
+    """Names of the networks that match a shell-style pattern; needs the extra ``train``.
+
+    There are some 17 000 pairs of an architecture and an encoder for images; they are left out without a pattern.
+
+    Example:
+        >>> list_models()
+        ['dynunet', 'segresnet', 'smp', 'swin_unetr', 'unet']
+        >>> list_models("fpn_mit_b*")
+        ['fpn_mit_b0', 'fpn_mit_b1', 'fpn_mit_b2', 'fpn_mit_b3', 'fpn_mit_b4', 'fpn_mit_b5']
+    """
     return MODELS.list(pattern)

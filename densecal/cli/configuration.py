@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from densecal.cli.settings import register_settings
 from densecal.instantiation import accepted, instantiate, parameters
-from densecal.registry import near_matches
+from densecal.registry import MODELS, near_matches
 from densecal.resources import configs_dir
 
 __all__ = ["CommandError", "accepted", "build", "command", "given_settings", "prepare_arguments"]
@@ -157,8 +157,10 @@ def _check_overrides(overrides: list[str], extra: list[str], config_name: str, *
                     raise CommandError(
                         f"{override.input_line}: a choice is one of {', '.join(names)}. Leave it out, or write '~{override.key_or_group}'."
                     )
-                if str(name) not in names:
-                    raise CommandError(f"No {override.key_or_group} {str(name)!r}. {near_matches(str(name), names)}")
+                unlisted = MODELS if override.key_or_group == "model" else None
+                if str(name) not in names and (unlisted is None or str(name) not in unlisted):
+                    more = unlisted.family_names() if unlisted else ()
+                    raise CommandError(f"No {override.key_or_group} {str(name)!r}. {near_matches(str(name), names, more=more)}")
 
     additions: dict[str, str] = {}
     for combination in _combinations(ours, sweep=sweep):

@@ -8,6 +8,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from densecal.cli.networks import register_network_pairs
+
 __all__ = ["EvaluateSettings", "PredictSettings", "TrainSettings", "register_settings"]
 
 
@@ -82,7 +84,8 @@ class EvaluateSettings:
 
 
 def register_settings() -> None:
-    """Let the YAML files name the classes above in their defaults."""
+    """Let the YAML files name the classes above in their defaults, and the command line a pair of architecture and encoder."""
+    register_network_pairs()
     store = ConfigStore.instance()
     store.store(name="train_settings", node=TrainSettings)
     store.store(name="predict_settings", node=PredictSettings)

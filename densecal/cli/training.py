@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+import hydra
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -30,6 +32,7 @@ from densecal.data.medium import medium_of
 from densecal.files import write_atomically
 from densecal.inference import Inferer
 from densecal.metrics import SegmentationEvaluation
+from densecal.models.pretrained import without_pretrained
 from densecal.registry import near_matches
 from densecal.runs import find_checkpoint, find_latest_run, new_run_dir, provenance, read_checkpoint, read_record, write_record
 from densecal.seeds import derive_seed
@@ -107,7 +110,7 @@ def train(config: DictConfig) -> Path:
             config.monitor = "val/iou_dataset" if card.background is None else "val/dice"
         L.seed_everything(config.seed, verbose=False)
         data = SegmentationData(card, seed=config.seed, progress=sys.stderr.isatty())
-        task = _build_task(config, card, data)
+        task = _build_task(config, card, data, resumed=run.checkpoint is not None)
         if run.folder is not None:
             _check_same_cases(run.folder, data)
         first = getattr(rank_zero_only, "rank", None) in (0, None)
@@ -120,6 +123,7 @@ def train(config: DictConfig) -> Path:
         content = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
         history = History(folder / "metrics.csv")
         trainer = _build_trainer(config, card, data, folder, history, ConfigInCheckpoint(content, densecal.__version__), run.checkpoint)
+        _check_smallest_batch(config, card, task, trainer, len(data.splits["train"]))
     except (CommandError, ValueError, OSError) as error:
         if first and run.folder is None:
             os.removedirs(folder)
@@ -164,8 +168,10 @@ def _stem(choices: Mapping[str, Any], group: str) -> str:
     return "" if choice in (None, "null", "None") else str(choice).replace("/", "_")
 
 
-def _build_task(config: DictConfig, card: DataCard, data: SegmentationData) -> SegmentationTask:
-    known = {"in_channels": card.image_channels, "num_classes": data.schema.num_classes, "spatial_dims": card.spatial_dims}
+def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, resumed: bool) -> SegmentationTask:
+    known: dict[str, Any] = {"in_channels": card.image_channels, "num_classes": data.schema.num_classes, "spatial_dims": card.spatial_dims}
+    if resumed:
+        known |= without_pretrained(hydra.utils.get_object(config.model._target_))
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model: nn.Module = build(config.model, "model", **known)
     loss: nn.Module = build(config.loss, "loss", ignore_index=data.schema.ignore_index, num_classes=data.schema.num_classes)
@@ -207,7 +213,7 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
         patch = " x ".join(str(n) for n in card.patch_size)
         raise CommandError(
             f"model: cannot take patches of {patch} {medium_of(card).element}s ({problem}). "
-            "Choose data.patch_size=[...] divisible by the product of the network's strides: 8 for the default unet, 32 for swin_unetr."
+            "Choose data.patch_size=[...] divisible by the product of the network's strides: 8 for the default unet, 32 for swin_unetr and most encoders of images."
         )
     label = torch.zeros(1, 1, *card.patch_size, dtype=torch.long)
     if card.soft_labels:
@@ -229,6 +235,25 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
     evaluation = SegmentationEvaluation(task.schema)
     evaluation.update(logits.softmax(dim=1), label, batch["case_index"])
     return list(evaluation.compute().scalars())
+
+
+def _check_smallest_batch(config: DictConfig, card: DataCard, task: SegmentationTask, trainer: L.Trainer, cases: int) -> None:
+    """Batch normalisation of features pooled to one pixel has no variance to take in a batch of one image: better said now than by the last batch of an epoch."""
+    draws = -(-cases * card.samples_per_case // trainer.world_size)
+    last = draws % card.batch_size if trainer.limit_train_batches == 1.0 else 0
+    if 1 not in (card.batch_size, last) or (config.trainer.get("sync_batchnorm") and trainer.world_size > 1):
+        return
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in task.model.modules()):
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(task.model).train()(torch.zeros(1, card.image_channels, *card.patch_size))  # a copy: running statistics change
+    except ValueError as error:
+        size = next((n for n in (*range(card.batch_size, 1, -1), *range(card.batch_size + 1, draws + 1)) if draws % n != 1), None)
+        raise CommandError(
+            f"data.batch_size: with {card.batch_size}, {draws} patches leave a batch of one, on which the network's batch normalisation cannot train "
+            f"({str(error).splitlines()[0].rstrip('.')}). {f'Choose data.batch_size={size}' if size else 'Draw more, with data.samples_per_case'}."
+        ) from None
 
 
 def _build_trainer(

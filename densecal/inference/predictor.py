@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from densecal.data.card import DataCard
 from densecal.data.medium import OpenedImage, medium_of
 from densecal.inference.inferer import Inferer
 from densecal.instantiation import instantiate
+from densecal.models.pretrained import without_pretrained
 from densecal.runs import find_checkpoint, read_checkpoint
 
 __all__ = ["OUTPUTS", "Prediction", "Predictor", "resolve_device", "write_prediction"]
@@ -92,7 +95,8 @@ class Predictor:
         config = OmegaConf.create(content["densecal"]["config"])
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(card, DataCard)
-        known = {"in_channels": card.image_channels, "num_classes": len(card.classes), "spatial_dims": card.spatial_dims}
+        known: dict[str, Any] = {"in_channels": card.image_channels, "num_classes": len(card.classes), "spatial_dims": card.spatial_dims}
+        known |= without_pretrained(hydra.utils.get_object(config.model._target_))
         model = instantiate(config.model, **known)
         weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")}
         model.load_state_dict(weights)

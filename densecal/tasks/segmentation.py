@@ -29,7 +29,8 @@ class SegmentationTask(L.LightningModule):
     """Train a segmentation network with any loss; validate with calibration metrics on whole images.
 
     Batches are those of :class:`densecal.data.SegmentationData`. What the loss declares in ``needs`` is taken from the batch and handed over as ``context``.
-    Networks that return several resolutions while training (deep supervision) have the loss applied at each of them.
+    Networks that return several outputs while training (deep supervision, an auxiliary head) have the loss applied to each of them, with the weights in the
+    network's attribute ``output_weights`` if it has one, else those of :class:`densecal.losses.DeepSupervisionLoss`.
     The loss is told of epochs, steps and validations where it has the hooks ``on_epoch``, ``on_step`` and ``on_validation``; one that
     ``wants_validation_logits`` is shown each validation batch, with its logits averaged over windows and views.
 
@@ -93,7 +94,7 @@ class SegmentationTask(L.LightningModule):
         label = batch["label"]
         loss: nn.Module = self.loss
         if isinstance(outputs, (list, tuple)) or outputs.ndim > batch["image"].ndim:
-            loss = DeepSupervisionLoss(loss, spatial_dims=self.spatial_dims)
+            loss = DeepSupervisionLoss(loss, weights=getattr(self.model, "output_weights", None), spatial_dims=self.spatial_dims)
         context = self._context(batch)
         parts: dict[str, Tensor] = {}
         if isinstance(self.loss, CompoundLoss):

@@ -80,10 +80,11 @@ def test_config_lists_arguments_of_its_constructor(group, name):
 
 @pytest.mark.parametrize("name", [name for group, name in FILES if group == "model"])
 def test_model_config_builds_a_network(name):
-    model = build(composed(f"model={name}").model, "model", **KNOWN["model"]).eval()
+    size = (64, 32) if name == "smp" else (64, 32, 32)
+    model = build(composed(f"model={name}").model, "model", **KNOWN["model"] | {"spatial_dims": len(size)}).eval()
     with torch.no_grad():
-        logits = model(torch.zeros(1, 1, 64, 32, 32))
-    assert logits.shape == (1, 3, 64, 32, 32)
+        logits = model(torch.zeros(1, 1, *size))
+    assert logits.shape == (1, 3, *size)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,33 @@ def test_model_config_builds_a_network(name):
 def test_model_settings_reach_the_network(override, holds):
     assert not holds(build(composed().model, "model", **KNOWN["model"]))
     assert holds(build(composed(override).model, "model", **KNOWN["model"]))
+
+
+def test_network_pair_is_smp_with_the_options_of_its_architecture():
+    pair, spelled_out = composed("model=pan_tu-resnet10t.c3_in1k").model, composed("model=smp").model
+    assert OmegaConf.to_container(pair) == OmegaConf.to_container(spelled_out) | {
+        "architecture": "pan",
+        "encoder": "tu-resnet10t.c3_in1k",
+        "options": {"encoder_output_stride": 16, "decoder_channels": 32, "decoder_interpolation": "bilinear"},
+    }
+
+
+@pytest.mark.parametrize("pair", ["unet_efficientnet-b0", "fpn_mit_b0", "segformer_timm-tf_efficientnet_lite0"])
+def test_network_pair_builds_a_network(pair):
+    network = build(composed(f"model={pair}", "model.auxiliary_head=true").model, "model", **KNOWN["model"] | {"spatial_dims": 2})
+    assert [output.shape for output in network(torch.zeros(2, 1, 64, 32))] == [(2, 3, 64, 32)] * 2
+
+
+def test_network_pair_may_be_the_choice_of_an_experiment(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: unet_resnet18\nmodel:\n  weights: imagenet\n"
+    )
+    register_settings()
+    arguments = prepare_arguments(["--config-dir", str(tmp_path), "experiment=mine", "model.options.decoder_channels=[64,32,16,8,8]"], "train")
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
+        config = hydra.compose("train", [*arguments[2:], f"hydra.searchpath=[file://{tmp_path}]"])
+    assert (config.model.encoder, config.model.weights, config.model.options.decoder_channels[0]) == ("resnet18", "imagenet", 64)
 
 
 def test_inference_config_builds_a_window():

@@ -97,6 +97,20 @@ def test_from_run_does_not_need_the_data(run, tmp_path, image):
     assert Predictor.from_run(copy)(save(tmp_path / "scan.nii.gz", image)).probs.shape == (3, *image.shape)
 
 
+def pretrained_unet(weights: str | None = "imagenet", **arguments) -> nn.Module:
+    if weights is not None:
+        raise OSError("Cannot download: no internet here.")
+    return unet(**arguments)
+
+
+def test_from_run_downloads_no_weights(run, tmp_path):
+    """The checkpoint has its own, whatever the network began with."""
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["densecal"]["config"]["model"] |= {"_target_": f"{__name__}.pretrained_unet", "weights": "imagenet"}
+    torch.save(content, tmp_path / "model.ckpt")
+    assert Predictor.from_run(tmp_path / "model.ckpt").config.model.weights == "imagenet"
+
+
 def test_prediction_is_a_distribution_with_its_label_and_confidence():
     probs = torch.tensor([[0.2, 0.5, 0.1], [0.7, 0.3, 0.1], [0.1, 0.2, 0.8]]).reshape(3, 3, 1, 1)
     prediction = Prediction(probs, OpenedImage(torch.zeros(1, 3, 1, 1), lambda probs: probs), load_card("hippocampus"))

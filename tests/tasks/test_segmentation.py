@@ -129,6 +129,23 @@ def test_deep_supervision_applies_the_loss_at_every_resolution():
     assert task.eval()(batch["image"]).shape == (2, 3, *PATCH)
 
 
+class TwoOutputs(Small):
+    output_weights = (1.0, 0.4)
+
+    def forward(self, image):
+        logits = super().forward(image)
+        return [logits, 3 * logits] if self.training else logits
+
+
+def test_a_network_may_say_the_weights_of_its_outputs():
+    loss = CrossEntropyLoss()
+    task, batch = make_task(loss, TwoOutputs()), make_batch()
+    outputs = task.model(batch["image"])
+    total, _ = task.losses(outputs, batch)
+    torch.testing.assert_close(total, loss(outputs[0], batch["label"]) + 0.4 * loss(outputs[1], batch["label"]))
+    assert task.eval()(batch["image"]).shape == (2, 3, *PATCH)
+
+
 def test_losses_that_cannot_train_are_refused():
     with pytest.raises(ValueError, match="activation=softmax, but got sigmoid"):
         make_task(SVLSLoss(activation="sigmoid"))

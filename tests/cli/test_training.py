@@ -1,0 +1,88 @@
+"""What is looked at before a run begins, on networks for images."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from densecal.cli.configuration import CommandError
+from densecal.cli.training import _check_smallest_batch, _probe
+from densecal.inference import SlidingWindow
+from densecal.labels import LabelSchema
+from densecal.losses import CrossEntropyLoss
+from densecal.models import smp
+from densecal.tasks import SegmentationTask
+
+PATCH = (32, 32)
+
+
+class Pooled(nn.Sequential):
+    """As the pooling of DeepLab: normalised where one pixel is left of the image."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Upsample(size=PATCH))
+
+
+def card(patch=PATCH, **settings) -> SimpleNamespace:
+    given = {"batch_size": 4, "samples_per_case": 1, "soft_labels": False} | settings
+    return SimpleNamespace(image_channels=1, patch_size=patch, spatial_dims=len(patch), **given)
+
+
+def task(model: nn.Module) -> SegmentationTask:
+    return SegmentationTask(model, CrossEntropyLoss(), LabelSchema(("background", "left", "right")), SlidingWindow(PATCH))
+
+
+def check(model: nn.Module, cases: int, *, world_size: int = 1, limit: float = 1.0, sync: bool = False, **settings) -> None:
+    config = OmegaConf.create({"trainer": {"sync_batchnorm": sync}})
+    _check_smallest_batch(config, card(**settings), task(model), SimpleNamespace(world_size=world_size, limit_train_batches=limit), cases)
+
+
+@pytest.mark.parametrize(
+    ("cases", "options", "size"),
+    [
+        (9, {}, 3),  # 4 + 4 + 1; by threes nothing is left over
+        (5, {"batch_size": 2}, 3),  # 2 + 2 + 1, and 3 + 2
+        (3, {"samples_per_case": 3}, 3),
+        (18, {"world_size": 2}, 3),  # 9 each
+        (6, {"batch_size": 1}, 2),
+        (6, {"batch_size": 1, "limit": 0.5}, 2),
+    ],
+)
+def test_a_batch_of_one_is_refused_where_it_cannot_be_trained_on(cases, options, size):
+    with pytest.raises(
+        CommandError, match=rf"^data\.batch_size: .* batch of one.*Expected more than 1 value per channel.*data\.batch_size={size}\.$"
+    ) as refused:
+        check(Pooled(), cases, **options)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("cases", "options"),
+    [(8, {}), (10, {}), (9, {"limit": 2}), (18, {"world_size": 2, "sync": True})],
+    ids=["none-left", "two-left", "last-batch-not-reached", "normalised-over-processes"],
+)
+def test_other_batches_are_not(cases, options):
+    check(Pooled(), cases, **options)
+
+
+def test_a_batch_of_one_is_no_matter_without_pooled_normalisation():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    check(model, 9)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_deeplab_is_such_a_network():
+    with pytest.raises(CommandError, match="batch of one"):
+        check(smp(1, 3, architecture="deeplabv3", encoder="mobilenet_v2"), 9)
+
+
+def test_a_patch_that_does_not_fit_the_strides_is_refused():
+    with pytest.raises(CommandError, match=r"patches of 40 x 48 pixels \(Wrong input shape .*divisible by 32.*32 for swin_unetr and most encoders"):
+        _probe(task(smp(1, 3, architecture="fpn", encoder="mobilenet_v2")), card((40, 48)))
