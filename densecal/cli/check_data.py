@@ -93,6 +93,8 @@ def _report_set(root: Path, card: DataCard, split: bool) -> int:
         ignored = sum(fact.ignored_voxels for fact in counted)
         shares = [f"{name} {100 * n / max(voxels.sum(), 1):.2f} %" for name, n in zip(card.classes, voxels, strict=True)]
         print(f"  labels   {', '.join(shares)}" + (f"; ignored {100 * ignored / (voxels.sum() + ignored):.2f} % of all" if ignored else ""))
+        if absent := [name for name, n in zip(card.classes, voxels, strict=True) if n == 0]:
+            print(f"  absent   {', '.join(absent)}: no {medium_of(card).element} in any label")
     if split and cases and not problems:
         sides = split_cases(cases, card)
         print("  split    " + ", ".join(f"{name} {_count(side, card)}" for name, side in sides.items()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ __all__ = ["LabelReader"]
 _SUM = 1e-3
 """Shares stored as float32 or 8-bit brightness sum to 1 within this."""
 _MOST = 1 << 16
-"""Numbers above this in a label file are named by a longer way than the table."""
+"""Numbers from here on, and negative ones, are looked up by a longer way than the table."""
 
 
 class LabelReader:
@@ -37,12 +35,16 @@ class LabelReader:
         self.soft = card.soft_labels
         self.dtype = np.dtype(np.uint8 if self.num_classes < 255 else np.int16)
         self.padding = 0 if self.soft else 255 if self.dtype == np.uint8 else -1
-        self._codes = dict(self._number_codes())
+        self._codes = {number: c + 1 for number, c in card.class_of_number().items()}
         self._table = np.full(_MOST, -1, np.int32)
         for number, code in self._codes.items():
             if 0 <= number < _MOST:
                 self._table[number] = code
-        self._colors = {tuple(color): c + 1 for c, color in enumerate(card.palette)} | {tuple(color): 0 for color in card.ignore_colors}
+        if card.label_encoding == "color":
+            colors = {(r << 16) + (g << 8) + b: c + 1 for c, (r, g, b) in enumerate(card.palette)}
+            colors |= {(r << 16) + (g << 8) + b: 0 for r, g, b in card.ignore_colors}
+            self._keys = np.array(sorted(colors))
+            self._key_codes = np.array([colors[key] for key in sorted(colors)], self.dtype)
 
     def __call__(self, stored: StoredLabel) -> NDArray[Any]:
         """Codes ``(H, W)``, uint8 (int16 for 255 classes and more), or shares ``(H, W, K + 1)``, float32.
@@ -64,14 +66,6 @@ class LabelReader:
         counts = np.bincount(label.ravel(), minlength=self.num_classes + 1).astype(float)
         return counts[1:], float(counts[0])
 
-    def _number_codes(self) -> Iterator[tuple[int, int]]:
-        """Stored number -> class + 1, or 0."""
-        card = self.card
-        yield card.ignore_index, 0
-        yield from ((number, 0) for number in card.ignore_values)
-        for c, entry in enumerate(card.label_values or range(self.num_classes)):
-            yield from ((number, c + 1) for number in _numbers(entry))
-
     def _from_numbers(self, stored: StoredLabel) -> NDArray[Any]:
         values = stored.values
         if values.ndim == 3 and values.shape[2] == 3:
@@ -89,10 +83,13 @@ class LabelReader:
             values = whole.astype(np.int64)
         if values.dtype.kind not in "uib":
             raise BadFileError(f"expected whole numbers, but got {values.dtype}.")
+        if values.dtype == bool:  # one bit: white is 255 where that is a class, else 1
+            values = values * np.uint8(255 if self._codes.get(255, 0) else 1)
         if values.size and values.min() >= 0 and values.max() < _MOST:
             codes = self._table[values]
         else:
-            codes = np.vectorize(lambda number: self._codes.get(int(number), -1), otypes=[np.int32])(values)
+            numbers, inverse = np.unique(values, return_inverse=True)
+            codes = np.array([self._codes.get(int(number), -1) for number in numbers], np.int32)[inverse].reshape(values.shape)
         if (codes < 0).any():
             found = _spell(values[codes < 0])
             raise BadFileError(f"has labels outside {self._expected()}: {found}. Add the class to the card, or list the number in `ignore_values`.")
@@ -122,24 +119,36 @@ class LabelReader:
             values = np.repeat(values[..., None], 3, axis=2)
         if values.ndim != 3 or values.shape[2] != 3 or values.dtype != np.uint8:
             raise BadFileError(f"expected a colour image, as `label_encoding` says, but got {values.dtype} of shape {values.shape}.")
-        packed = (values.astype(np.int32) << np.array([16, 8, 0])).sum(axis=2)
-        known = {(r << 16) + (g << 8) + b: code for (r, g, b), code in self._colors.items()}
-        keys = np.array(sorted(known))
-        place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
-        wrong = keys[place] != packed
+        red, green, blue = np.moveaxis(values.astype(np.int32), 2, 0)
+        packed = (red << 16) + (green << 8) + blue
+        place = np.searchsorted(self._keys, packed).clip(max=len(self._keys) - 1)
+        codes = self._key_codes[place]
+        wrong = self._keys[place] != packed
         if wrong.any():
-            colors, counts = np.unique(packed[wrong], return_counts=True)
-            order = np.argsort(-counts)[:3]
-            found = ", ".join(f"({colors[i] >> 16}, {colors[i] >> 8 & 255}, {colors[i] & 255}) at {counts[i]} pixel(s)" for i in order)
-            more = f" and {len(colors) - 3} more colours" if len(colors) > 3 else ""
-            raise BadFileError(
-                f"has colours outside the card's `palette` and `ignore_colors`: {found}{more}. Add the colour, or store the label without loss."
-            )
-        return np.array([known[key] for key in keys], self.dtype)[place]
+            colors, which, counts = np.unique(packed[wrong], return_inverse=True, return_counts=True)
+            near = self._nearby(colors)
+            if (near < 0).any():
+                self._refuse(colors[near < 0], counts[near < 0])
+            codes[wrong] = near[which]
+        return codes
+
+    def _nearby(self, colors: NDArray[Any]) -> NDArray[Any]:
+        """Codes of colours that are as near to a known one as the card's tolerance allows, else -1."""
+        apart = np.abs(_channels(colors)[:, None] - _channels(self._keys)[None]).max(axis=2)
+        return np.where(apart.min(axis=1) <= self.card.color_tolerance, self._key_codes[apart.argmin(axis=1)].astype(np.int32), -1)
+
+    def _refuse(self, colors: NDArray[Any], counts: NDArray[Any]) -> None:
+        order = np.argsort(-counts, kind="stable")[:3]
+        found = ", ".join(f"{tuple(_channels(colors)[i].tolist())} at {counts[i]} pixel(s)" for i in order)
+        more = f" and {len(colors) - 3} more colours" if len(colors) > 3 else ""
+        raise BadFileError(
+            f"has colours outside the card's `palette` and `ignore_colors`: {found}{more}. "
+            "Add the colour, store the label without loss, or set `color_tolerance`."
+        )
 
     def _shares(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        if values.ndim == 2 and self.num_classes == 2 and values.dtype.kind in "ui":
-            second = values.astype(np.float32) / np.iinfo(values.dtype).max
+        if values.ndim == 2 and self.num_classes == 2 and values.dtype.kind in "ub":
+            second = values.astype(np.float32) / (1 if values.dtype == bool else np.iinfo(values.dtype).max)
             shares = np.stack([1 - second, second], axis=2)
         elif values.ndim == 3 and values.shape[2] == self.num_classes and values.dtype.kind == "f":
             shares = values.astype(np.float32)
@@ -159,18 +168,8 @@ class LabelReader:
         return np.concatenate([np.where(labelled, shares, 0), ~labelled], axis=2, dtype=np.float32)
 
 
-def _numbers(entry: Any) -> Iterator[int]:
-    """A number, a range as ``"128-255"``, or a list of such."""
-    if isinstance(entry, (list, tuple)):
-        for one in entry:
-            yield from _numbers(one)
-    elif isinstance(entry, str):
-        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", entry)
-        if match is None:
-            raise ValueError(f"Expected an entry of `label_values` to be a number, a range such as '128-255', or a list of them, but got {entry!r}.")
-        yield from range(int(match[1]), int(match[2]) + 1)
-    else:
-        yield int(entry)
+def _channels(packed: NDArray[Any]) -> NDArray[Any]:
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1)
 
 
 def _spell(values: NDArray[Any]) -> str:
