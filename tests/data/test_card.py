@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from densecal.data.card import DataCard, card_names, list_cards, load_card, override_card, resolve_root
+from densecal.data.card import _IMAGES_ONLY, DataCard, card_names, list_cards, load_card, override_card, resolve_root
+from densecal.resources import cards_dir
 
 MINIMAL = "classes: [background, thing]\n"
 IMAGES = MINIMAL + "patch_size: [8, 8]\n"
@@ -18,6 +20,17 @@ def test_load_card_survives_hydra(name: str) -> None:
     card = load_card(name)
     assert OmegaConf.to_object(OmegaConf.structured(card)) == card
     assert card.schema.num_classes == len(card.classes)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["volumes", "images"])
+def test_cards_to_start_from_are_valid(number: int, tmp_path: Path) -> None:
+    content = re.findall(r"^```yaml\n(.*?)^```", (cards_dir() / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)[number]
+    (tmp_path / "start.yaml").write_text(content)
+    card = load_card(tmp_path / "start.yaml")
+    assert card.spatial_dims == 3 - number
+    keys = {key for key in vars(card) if re.search(rf"^(#.*)?\b{key}:", content, flags=re.MULTILINE)}
+    assert {"classes", "ignore_index", "patch_size", "licence", "citation", "how_to_get"} <= keys
+    assert not number or {*_IMAGES_ONLY, "image_files", "label_files", "case_lists", "split_names", "soft_labels"} <= keys
 
 
 def test_card_names_include_aliases() -> None:
