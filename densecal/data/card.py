@@ -94,8 +94,9 @@ class DataCard:
         root: Folder of the set itself; wins over ``folder``.
         test_root: Folder of a second set in the same layout. The trained model is evaluated on all its cases instead of on the test split.
         layout: ``"decathlon"`` (dataset.json, imagesTr, labelsTr) or ``"paired"`` (images and labels by patterns).
-        image_files: Where the images of a paired set lie, relative to its folder: a path with ``{id}`` for the name of the case, maybe ``{split}`` for the set's own
-            name of a split, ``*`` for any part of a name, ``**`` for any folders, and ``.*`` for any ending of an image.
+        image_files: Where the images of a paired set lie, relative to its folder: a path with ``{id}`` for the name of the case, maybe ``{subject}`` for a folder of a
+            person, place or film (names need to differ only within it, and a drawn split never cuts through it), ``{split}`` for the set's own name of a split, ``*``
+            for any part of a name, ``**`` for any folders, and ``.*`` for any ending of an image.
         label_files: The same for the labels; of several patterns the first that finds a file counts. An absolute pattern may lie elsewhere.
         case_lists: Text files with a case in the first word of each line, a path with ``{split}``. The word is the name of the case, or the path of its image, whose
             folders may have been moved. ``None``: the cases are the files that there are.
@@ -260,6 +261,8 @@ class DataCard:
         for pattern in patterns or [""]:
             if "{id}" not in pattern:
                 raise ValueError(f"Expected `image_files` and `label_files` to hold {{id}}, the name of the case, but got {pattern!r}.")
+        if len({"{subject}" in pattern for pattern in patterns}) > 1:
+            raise ValueError(f"Expected {{subject}} in `image_files` and in every pattern of `label_files`, or in none of them, but got {patterns}.")
         if not self.label_files:
             raise ValueError("Expected `label_files` to hold at least one pattern, but got none.")
         if self.case_lists is not None and "{split}" in self.case_lists and not self.split_names:

@@ -68,8 +68,8 @@ def paired(root: Path, card: DataCard) -> list[Case]:
     """Cases by the card's patterns ``image_files`` and ``label_files``, of the splits in ``split_names``, or all of them.
 
     Where ``case_lists`` names the cases, these and no others; else every case that has an image or a label, so that a missing partner is noticed when the files are
-    checked. A name that occurs in several of the set's splits is told apart by the split's name before it where the images of the splits lie apart. Several files
-    of one name make as many cases, which the check of the files refuses.
+    checked. Where folders tell the subject, its name comes before that of the case. A name that occurs in several of the set's splits is told apart by the split's
+    name before it where the images of the splits lie apart. Several files of one name make as many cases, which the check of the files refuses.
 
     Raises:
         FileNotFoundError: If a list is missing.
@@ -83,10 +83,12 @@ def paired(root: Path, card: DataCard) -> list[Case]:
     repeated = {name for name, count in Counter(name for _, name, _ in found).items() if apart and count > 1}
     cases = []
     for part, name, places in found:
-        case_id = f"{part}_{name}" if name in repeated and part else name
+        subject, _, file = name.rpartition("/")
+        case_id = "_".join(filter(None, (part if name in repeated else "", subject, file)))
+        subject = subject_of(case_id, card) if card.subject_pattern or not subject else subject
         files = images[part].found.get(name) or [images[part].path(name)]
         of_label = next((pattern.found[name] for pattern in labels[part] if name in pattern.found), [labels[part][0].path(name)])
-        cases += [Case(case_id, (image,), label, subject_of(case_id, card), part, place) for image in files for label in of_label for place in places]
+        cases += [Case(case_id, (image,), label, subject, part, place) for image in files for label in of_label for place in places]
     return sorted(cases, key=lambda case: case.id)
 
 
@@ -98,7 +100,9 @@ def _names(root: Path, card: DataCard, part: str, images: _Files, labels: Sequen
         return {name: [""] for name in sorted({name for files in of_split for name in files.found})}
     listing = root / card.case_lists.replace("{split}", part)
     if not listing.is_file():
-        raise FileNotFoundError(f"No list of cases {listing}. Check data.root, and `case_lists` and `split_names` of the card {card.name}.")
+        raise FileNotFoundError(
+            f"No list of cases {listing}. Check data.root, and `case_lists` and `split_names` of the card {card.name}. {card.how_to_get}".rstrip()
+        )
     names: dict[str, list[str]] = {}
     for number, line in enumerate(listing.read_text(encoding="utf-8-sig").splitlines(), start=1):
         word = re.split(r"[\s,;]", line.strip(), maxsplit=1)[0]
@@ -112,7 +116,7 @@ class _Files:
 
     Args:
         root: Folder that the pattern is relative to.
-        pattern: Path with ``{id}``, maybe ``{split}``, ``*``, ``**`` and ``.*``.
+        pattern: Path with ``{id}``, maybe ``{subject}``, ``{split}``, ``*``, ``**`` and ``.*``.
         split: What ``{split}`` stands for; empty for any.
         suffixes: What ``.*`` stands for.
     """
@@ -125,39 +129,52 @@ class _Files:
 
     @cached_property
     def found(self) -> dict[str, list[Path]]:
-        path = Path(self.pattern.replace("{id}", "*"))
+        path = Path(self.pattern.replace("{subject}", "*").replace("{id}", "*"))
         base = Path(path.anchor) if path.is_absolute() else self.root
         regex = re.compile(self._regex(self.pattern), re.IGNORECASE)
         files: dict[str, list[Path]] = {}
         for file in sorted(base.glob(str(path.relative_to(path.anchor)))):
             match = regex.fullmatch((file if path.is_absolute() else file.relative_to(base)).as_posix())
             if match and not file.name.startswith("."):
-                files.setdefault(match["id"], []).append(file)
+                files.setdefault(_name(match), []).append(file)
         return files
 
     def path(self, name: str) -> Path:
         """Where the file of a case should be."""
-        pattern = self.pattern.replace("{id}", name)
+        subject, _, case = name.rpartition("/")
+        pattern = self.pattern.replace("{subject}", subject or "*").replace("{id}", case)
         return self.root / (pattern.removesuffix(".*") + self.suffixes[0] if pattern.endswith(".*") else pattern)
 
     def name_of(self, word: str) -> str:
         """Name of the case that a list means by its name, its file or a path that ends as the pattern does."""
         word = word.replace("\\", "/")
         match = next(filter(None, (regex.search(word) for regex in self._endings)), None)
-        return match["id"] if match else case_id_of(Path(word), self.suffixes)
+        if match:
+            return _name(match)
+        file = Path(word)
+        subject = f"{file.parent.name}/" if "{subject}" in self.pattern and file.parent.name else ""
+        return subject + case_id_of(file, self.suffixes)
 
     @cached_property
     def _endings(self) -> list[re.Pattern[str]]:
-        folders = self.pattern.split("/")
+        folders, keys = self.pattern.split("/"), [key for key in ("{id}", "{subject}") if key in self.pattern]
         endings = ["/".join(folders[start:]) for start in range(len(folders))]
-        return [re.compile(f"(?:^|/){self._regex(ending)}$", re.IGNORECASE) for ending in endings if "{id}" in ending]
+        return [re.compile(f"(?:^|/){self._regex(ending)}$", re.IGNORECASE) for ending in endings if all(key in ending for key in keys)]
 
     def _regex(self, pattern: str) -> str:
         regex = re.escape(pattern)
         if regex.endswith(r"\.\*"):
             regex = regex.removesuffix(r"\.\*") + f"(?:{'|'.join(map(re.escape, self.suffixes))})"
         regex = regex.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
-        return regex.replace(r"\{id\}", "(?P<id>[^/]+?)", 1).replace(r"\{id\}", "(?P=id)")
+        for key in ("id", "subject"):
+            regex = regex.replace(rf"\{{{key}\}}", f"(?P<{key}>[^/]+?)", 1).replace(rf"\{{{key}\}}", f"(?P={key})")
+        return regex
+
+
+def _name(match: re.Match[str]) -> str:
+    """The case, after its subject and a slash where folders tell it."""
+    found = match.groupdict()
+    return f"{found['subject']}/{found['id']}" if "subject" in found else found["id"]
 
 
 def _listed(root: Path, entry: Any, card: DataCard) -> Case:

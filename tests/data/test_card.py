@@ -102,6 +102,7 @@ def test_load_card_reads_a_file_of_the_users_own(tmp_path: Path) -> None:
             r"mine\.yaml: .* 255 in label files stands for thing and no class \(`ignore_index` or",
         ),
         (IMAGES + "image_files: images/*.png\n", r"mine\.yaml: Expected `image_files` and `label_files` to hold \{id\}.* got 'images/\*\.png'"),
+        (IMAGES + 'label_files: ["labels/{subject}/{id}.png"]\n', r"mine\.yaml: Expected \{subject\} in `image_files` and in every pattern"),
         (IMAGES + "label_files: []\n", r"mine\.yaml: Expected `label_files` to hold at least one pattern"),
         (IMAGES + 'case_lists: "{split}.txt"\n', r"mine\.yaml: `case_lists` '\{split\}\.txt' needs `split_names`"),
         (IMAGES + "split_names: {train: [a]}\n", r"mine\.yaml: `split_names` needs \{split\} in `image_files`, `label_files` or `case_lists`"),

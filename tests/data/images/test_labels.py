@@ -81,6 +81,9 @@ def test_label_reader_takes_colours() -> None:
         "a palette file"
     )
     assert read(reader(**COLORS), [[0, 255]]) == [[1, 0]], "a grey file: black and white"
+    assert read(reader(**COLORS), [[False, True]], dtype=bool) == [[1, 0]], "and one of one bit"
+    with pytest.raises(BadFileError, match="expected a colour image, as `label_encoding` says, but got uint16"):
+        read(reader(**COLORS), [[0, 1]], dtype=np.uint16)
 
 
 def test_label_reader_names_the_most_frequent_wrong_colours() -> None:

@@ -406,11 +406,51 @@ def test_case_lists_may_name_cases_or_files(tmp_path: Path, line: str) -> None:
     assert find_problems(find_cases(tmp_path, card), card) == []
 
 
+def film(root: Path) -> Masks:
+    """Frames 00000 and 00001 of four films, in folders."""
+    masks = {}
+    for seed, (name, frame) in enumerate((name, frame) for name in ("bear", "car", "dog-run", "swan") for frame in ("00000", "00001")):
+        masks[f"{name}_{frame}"] = mask([0, 1], seed)
+        save(root / "JPEGImages" / "480p" / name / f"{frame}.jpg", photo(seed))
+        save(root / "Annotations" / "480p" / name / f"{frame}.png", masks[f"{name}_{frame}"])
+    return masks
+
+
+FILM = {"image_files": "JPEGImages/480p/{subject}/{id}.jpg", "label_files": ["Annotations/480p/{subject}/{id}.png"]}
+
+
+def test_own_set_of_films_is_split_by_film(tmp_path: Path) -> None:
+    masks = film(tmp_path)
+    found = read_back(tmp_path, own(**FILM))
+    assert_same({**found["train"], **found["val"], **found["test"]}, masks)
+    assert [len(found[split]) for split in ("train", "val", "test")] == [4, 2, 2]
+    assert all(len({name.split("_")[0] for name in side}) == len(side) / 2 for side in found.values())
+    cases = find_cases(tmp_path, own(**FILM, subject_pattern="(dog|.)"))
+    assert {case.id: case.subject for case in cases}["dog-run_00001"] == "dog", "a pattern says more than the folder"
+
+
+@pytest.mark.parametrize("line", ["/JPEGImages/480p/{}.jpg /Annotations/480p/{}.png", "{}", "{}.jpg"], ids=["paths", "names", "files"])
+def test_own_set_of_films_by_lists(tmp_path: Path, line: str) -> None:
+    masks = film(tmp_path)
+    for split, names in {"train": ["bear", "swan"], "val": ["car"]}.items():
+        write_lines(tmp_path / f"{split}.txt", *(line.replace("{}", f"{name}/{frame}") for name in names for frame in ("00000", "00001")))
+    found = read_back(tmp_path, own(**FILM, case_lists="{split}.txt", split_names={"train": ["train"], "test": ["val"]}, val_fraction=0.0))
+    assert_same(found["train"], {name: label for name, label in masks.items() if name[:4] in ("bear", "swan")})
+    assert_same(found["test"], {name: label for name, label in masks.items() if name[:3] == "car"})
+    (tmp_path / "val.txt").write_text("car/00007\n")
+    card = own(**FILM, case_lists="{split}.txt", split_names={"train": ["train"], "test": ["val"]})
+    image, label = find_problems(find_cases(tmp_path, card), card)
+    assert str(image).startswith(f"{tmp_path}/JPEGImages/480p/car/00007.jpg: is missing, though line 1 of {tmp_path}/val.txt names it")
+    assert str(label).startswith(f"{tmp_path}/Annotations/480p/car/00007.png: is missing, though line 1 of {tmp_path}/val.txt names it")
+
+
 def test_case_lists_without_split_and_missing_lists(tmp_path: Path) -> None:
     write_lines(tmp_path / "labelled.txt", "b", "a")
     assert [case.id for case in find_cases(tmp_path, own(case_lists="labelled.txt"))] == ["a", "b"]
     with pytest.raises(FileNotFoundError, match=r"No list of cases .*train\.txt\. Check data\.root, and `case_lists` and `split_names`"):
         find_cases(tmp_path, own(case_lists="{split}.txt", split_names={"train": ["train"]}))
+    with pytest.raises(FileNotFoundError, match=r"trainaug\.txt\. .* then `python datasets/pascal_voc_trainaug\.py"):
+        find_cases(tmp_path, load_card("voc_aug"))
 
 
 def test_val_and_test_may_be_the_same_split(tmp_path: Path) -> None:
