@@ -102,6 +102,7 @@ class DataCard:
             folders may have been moved. ``None``: the cases are the files that there are.
         split_names: What the set calls the splits that make up ours, as in ``{train: [train, extra], test: [val]}``. A side without a name (or with an empty list) is
             drawn from the training subjects by its fraction; where nothing is named, all are.
+        exclude: Case ids to leave out, of files known to be broken for instance.
         background: Class left out of foreground means, or ``None``.
         ignore_index: Label of pixels without a class; padding gets it too.
         label_encoding: ``"index"``, numbers in grey or palette files, or ``"color"``, the colours of ``palette``. Images only.
@@ -167,6 +168,7 @@ class DataCard:
     label_files: list[str] = field(default_factory=lambda: ["labels/{id}.*"])
     case_lists: str | None = None
     split_names: dict[str, list[str]] = field(default_factory=dict)
+    exclude: list[str] = field(default_factory=list)
     background: int | None = 0
     ignore_index: int = DEFAULT_IGNORE_INDEX
     palette: list[list[int]] = field(default_factory=list)

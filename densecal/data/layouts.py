@@ -39,8 +39,9 @@ class Case:
 
 
 def find_cases(root: Path, card: DataCard) -> list[Case]:
-    """The cases below ``root`` in the card's layout, sorted by id. Files are not opened and need not exist."""
-    return {"decathlon": decathlon, "paired": paired}[card.layout](root, card)
+    """The cases below ``root`` in the card's layout, sorted by id, without those in ``card.exclude``. Files are not opened and need not exist."""
+    cases = {"decathlon": decathlon, "paired": paired}[card.layout](root, card)
+    return [case for case in cases if case.id not in card.exclude]
 
 
 def decathlon(root: Path, card: DataCard) -> list[Case]:

@@ -120,9 +120,16 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip() or 'no detail'}".splitlines()[0].rstrip(".")
 
 
-def check_present(path: Path, case: Case) -> None:
-    """Raises:
-    BadFileError: If a file of the case is not there.
+def check_present(path: Path, case: Case, card: DataCard) -> None:
+    """Refuse a file of the case that is not there.
+
+    Raises:
+        BadFileError: If so, with the place in a list that names it, and the other places that were looked at.
     """
-    if not path.is_file():
-        raise BadFileError(f"is missing{f', though {case.listed} names it' if case.listed else ''}. Restore the file, or leave the case out.")
+    if path.is_file():
+        return
+    others = (
+        " So are the other files that `label_files` allows." if path == case.label and card.layout == "paired" and len(card.label_files) > 1 else ""
+    )
+    listed = f", though {case.listed} names it" if case.listed else ""
+    raise BadFileError(f"is missing{listed}.{others} Restore the file, or leave the case out.")

@@ -28,7 +28,7 @@ def inspect(case: Case, card: DataCard) -> CaseFacts:
     assert case.label is not None
     reader = LabelReader(card)
     try:
-        label = reader(_stored(case.label, case))
+        label = reader(_stored(case.label, case, card))
         if facts.shape and label.shape[:2] != facts.shape:
             raise BadFileError(_other_size(label.shape[:2], facts.shape, path, card))
         facts.label_voxels, facts.ignored_voxels = reader.count(label)
@@ -38,7 +38,7 @@ def inspect(case: Case, card: DataCard) -> CaseFacts:
 
 
 def _image(path: Path, case: Case, card: DataCard) -> NDArray[Any]:
-    check_present(path, case)
+    check_present(path, case, card)
     try:
         decode_fully(path)
         image = read_image(path, card.image_channels, card.exif)
@@ -51,8 +51,8 @@ def _image(path: Path, case: Case, card: DataCard) -> NDArray[Any]:
     return image
 
 
-def _stored(path: Path, case: Case) -> Any:
-    check_present(path, case)
+def _stored(path: Path, case: Case, card: DataCard) -> Any:
+    check_present(path, case, card)
     try:
         return read_label(path)
     except Exception as error:

@@ -193,6 +193,15 @@ def test_find_problems_names_the_lines_that_repeat_a_case(make_images: Callable[
     assert f"s2.jpg: is listed more than once (line 2 of {root / 'train.txt'} and line 3 of {root / 'test.txt'}). Keep one entry" in str(problem)
 
 
+def test_find_problems_says_that_no_alternative_is_there(make_images: Callable[..., DataCard]) -> None:
+    card = override_card(make_images(), {"label_files": ["none/{id}.png", "labels/{id}.png"]})
+    root = Path(card.root or "")
+    (root / "labels" / "s1.png").unlink()
+    (problem,) = find_problems(find_cases(root, card), card)
+    assert str(problem).startswith(f"{root / 'none' / 's1.png'}: is missing. So are the other files that `label_files` allows. Restore")
+    assert find_problems(find_cases(root, override_card(card, {"exclude": ["s1"]})), card) == []
+
+
 def test_find_problems_without_cases_names_the_patterns(tmp_path: Path) -> None:
     card = DataCard(name="x", classes=["a", "b"], patch_size=[8, 8])
     (problem,) = find_problems([], card, root=tmp_path)

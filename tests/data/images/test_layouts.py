@@ -162,6 +162,9 @@ def cityscapes(tmp_path: Path) -> Path:
             shown = draw_polygons(listing, train_ids)
             colors = np.array([*card.palette, *[[0, 0, 0]] * 237], np.uint8)[shown]
             save(tmp_path / kind / f"{stem}_{kind}_color.png", np.dstack([colors, np.full(SHAPE, 255, np.uint8)]))
+    stem = "train_extra/troisdorf/troisdorf_000000_000073"  # black in the release, too
+    save(tmp_path / "leftImg8bit" / f"{stem}_leftImg8bit.png", np.zeros((*SHAPE, 3), np.uint8))
+    save(tmp_path / "gtCoarse" / f"{stem}_gtCoarse_labelIds.png", np.zeros(SHAPE, np.uint8))
     return tmp_path
 
 
