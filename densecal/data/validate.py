@@ -77,9 +77,11 @@ def find_problems(cases: Sequence[Case], card: DataCard, progress: bool = False,
         The problems, at most one per file, in the order of the cases. Empty for a data set that can be used.
     """
     if not cases:
-        where = "imagesTr and labelsTr, or dataset.json" if card.layout == "decathlon" else f"{card.image_files} and {' or '.join(card.label_files)}"
+        where, keys = "imagesTr and labelsTr, or dataset.json", "the card's `layout`"
+        if card.layout == "paired":
+            where, keys = f"{card.image_files} and {' or '.join(card.label_files)}", "the card's `image_files` and `label_files`"
         folder = root or Path(card.root or card.folder or card.name)
-        return [Problem("", folder, f"found no cases in the layout {card.layout!r} ({where}). Check data.root and the card's `layout`.")]
+        return [Problem("", folder, f"found no cases in the layout {card.layout!r} ({where}). Check data.root and {keys}.")]
     return [problem for facts in survey(cases, card, progress) for problem in facts.problems]
 
 

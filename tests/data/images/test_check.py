@@ -205,7 +205,10 @@ def test_find_problems_says_that_no_alternative_is_there(make_images: Callable[.
 def test_find_problems_without_cases_names_the_patterns(tmp_path: Path) -> None:
     card = DataCard(name="x", classes=["a", "b"], patch_size=[8, 8])
     (problem,) = find_problems([], card, root=tmp_path)
-    assert str(problem).startswith(f"{tmp_path}: found no cases in the layout 'paired' (images/{{id}}.* and labels/{{id}}.*)")
+    expected = (
+        "found no cases in the layout 'paired' (images/{id}.* and labels/{id}.*). Check data.root and the card's `image_files` and `label_files`."
+    )
+    assert str(problem) == f"{tmp_path}: {expected}"
 
 
 def test_check_reads_well_for_images(make_images: Callable[..., DataCard], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
