@@ -37,10 +37,20 @@ def shared_folder(variable: str, name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def real_set(name: str) -> Path:
+    folder = shared_folder("DENSECAL_DATA", "data")
+    if folder is None or not (folder / name).is_dir():
+        pytest.skip(f"no {name} under $DENSECAL_DATA")
+    return folder / name
+
+
 @pytest.fixture(scope="session")
 def hippocampus() -> Path:
     """Root of the real hippocampus volumes; the test skips where they are absent."""
-    folder = shared_folder("DENSECAL_DATA", "data")
-    if folder is None or not (folder / "Task04_Hippocampus").is_dir():
-        pytest.skip("no Task04_Hippocampus under $DENSECAL_DATA")
-    return folder / "Task04_Hippocampus"
+    return real_set("Task04_Hippocampus")
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """Root of the real street scenes; the test skips where they are absent."""
+    return real_set("CamVid")

@@ -81,7 +81,7 @@ def _report_set(root: Path, card: DataCard, split: bool) -> int:
     facts = survey(cases, card, progress=sys.stderr.isatty())
     problems = [problem for fact in facts for problem in fact.problems] if cases else find_problems([], card, root=root)
     print(f"{card.name} in {root}")
-    print(f"  cases    {_count(cases, card)}")
+    print(f"  cases    {_count(cases)}")
     readable = [fact for fact in facts if fact.shape]
     if readable:
         print(f"  shape    {_range(np.array([fact.shape for fact in readable]))} {medium_of(card).element}s")
@@ -93,17 +93,20 @@ def _report_set(root: Path, card: DataCard, split: bool) -> int:
         ignored = sum(fact.ignored_voxels for fact in counted)
         shares = [f"{name} {100 * n / max(voxels.sum(), 1):.2f} %" for name, n in zip(card.classes, voxels, strict=True)]
         print(f"  labels   {', '.join(shares)}" + (f"; ignored {100 * ignored / (voxels.sum() + ignored):.2f} % of all" if ignored else ""))
+        if absent := [name for name, n in zip(card.classes, voxels, strict=True) if n == 0]:
+            print(f"  absent   {', '.join(absent)}: no {medium_of(card).element} in any label")
     if split and cases and not problems:
         sides = split_cases(cases, card)
-        print("  split    " + ", ".join(f"{name} {_count(side, card)}" for name, side in sides.items()))
+        print("  split    " + ", ".join(f"{name} {_count(side)}" for name, side in sides.items()))
     for problem in problems:
         print(problem)
     print(f"  {len(problems)} problem(s)" if problems else "  no problems")
     return len(problems)
 
 
-def _count(cases: Sequence[Case], card: DataCard) -> str:
-    return f"{len(cases)}" + (f" of {len({case.subject for case in cases})} subjects" if card.subject_pattern else "")
+def _count(cases: Sequence[Case]) -> str:
+    grouped = any(case.subject != case.id for case in cases)
+    return f"{len(cases)}" + (f" of {len({case.subject for case in cases})} subjects" if grouped else "")
 
 
 def _range(values: np.ndarray) -> str:

@@ -349,7 +349,7 @@ def _score(
         foreground_radius=config.foreground_radius,
         boundary_width=config.boundary_width,
         boundary_unit=config.boundary_unit,
-        surface_tolerance=config.surface_tolerance,
+        surface_tolerance=None if model.schema.background is None and model.activation == "softmax" else config.surface_tolerance,
         detail=True,
         replicates=config.replicates,
         groups=groups,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ STANDARD_PIPELINE: dict[str, dict[str, Any]] = {
 """Training on natural images as it is customary: resized to 0.5 to 2 times, cropped, mirrored, with other colours."""
 
 _VOLUMES_ONLY = ("orientation", "spacing", "augmentation", "decathlon_task", "prepare", "download")
-_IMAGES_ONLY = ("label_encoding", "label_values", "ignore_values", "ignore_colors", "exif", "pipeline")
+_IMAGES_ONLY = ("label_encoding", "label_values", "ignore_values", "ignore_colors", "color_tolerance", "exif", "pipeline")
 
 
 @dataclass
@@ -93,19 +94,23 @@ class DataCard:
         root: Folder of the set itself; wins over ``folder``.
         test_root: Folder of a second set in the same layout. The trained model is evaluated on all its cases instead of on the test split.
         layout: ``"decathlon"`` (dataset.json, imagesTr, labelsTr) or ``"paired"`` (images and labels by patterns).
-        image_files: Where the images of a paired set lie, relative to its folder: a path with ``{id}`` for the name of the case, maybe ``{split}`` for the set's own
-            name of a split, ``*`` for any part of a name, and ``.*`` for any ending of an image.
+        image_files: Where the images of a paired set lie, relative to its folder: a path with ``{id}`` for the name of the case, maybe ``{subject}`` for a folder of a
+            person, place or film (names need to differ only within it, and a drawn split never cuts through it), ``{split}`` for the set's own name of a split, ``*``
+            for any part of a name, ``**`` for any folders, and ``.*`` for any ending of an image.
         label_files: The same for the labels; of several patterns the first that finds a file counts. An absolute pattern may lie elsewhere.
-        case_lists: Text files with a case in the first word of each line, a path with ``{split}``; the other words, folders and endings do not count. ``None``: the
-            cases are the files that there are.
-        split_names: What the set calls the splits that make up ours, as in ``{train: [train, extra], test: [val]}``. A side that is not named is drawn from the
-            training subjects by its fraction; where nothing is named, all are.
+        case_lists: Text files with a case in the first word of each line, a path with ``{split}``. The word is the name of the case, or the path of its image, whose
+            folders may have been moved. ``None``: the cases are the files that there are.
+        split_names: What the set calls the splits that make up ours, as in ``{train: [train, extra], test: [val]}``. A side without a name (or with an empty list) is
+            drawn from the training subjects by its fraction; where nothing is named, all are.
+        exclude: Case ids to leave out, of files known to be broken for instance.
         background: Class left out of foreground means, or ``None``.
         ignore_index: Label of pixels without a class; padding gets it too.
         label_encoding: ``"index"``, numbers in grey or palette files, or ``"color"``, the colours of ``palette``. Images only.
-        label_values: For each class the numbers that stand for it in the files; empty where they are the classes themselves. Images only.
-        ignore_values: Numbers besides ``ignore_index`` that stand for no class. Images only.
+        label_values: For each class what stands for it in the files: a number, a range such as ``"128-255"``, or a list of them. Empty where the numbers are the
+            classes themselves. Images only.
+        ignore_values: Numbers and ranges besides ``ignore_index`` that stand for no class. Images only.
         ignore_colors: Colours that stand for no class. Images only.
+        color_tolerance: Largest difference of red, green and blue from the colour that is meant; below half the distance of any two colours. Images only.
         palette: One ``[red, green, blue]`` of 0 to 255 per class; empty for the default.
         soft_labels: Whether label files hold one share per class, ``(X, Y, Z, C)`` floats that sum to 1 (all 0 where there is no label). Of images they are ``.npy`` or
             ``.npz`` files ``(H, W, C)`` or, for two classes, grey files whose brightness is the share of the second.
@@ -163,13 +168,15 @@ class DataCard:
     label_files: list[str] = field(default_factory=lambda: ["labels/{id}.*"])
     case_lists: str | None = None
     split_names: dict[str, list[str]] = field(default_factory=dict)
+    exclude: list[str] = field(default_factory=list)
     background: int | None = 0
     ignore_index: int = DEFAULT_IGNORE_INDEX
     palette: list[list[int]] = field(default_factory=list)
     label_encoding: str = "index"
     label_values: list[Any] = field(default_factory=list)
-    ignore_values: list[int] = field(default_factory=list)
+    ignore_values: list[Any] = field(default_factory=list)
     ignore_colors: list[list[int]] = field(default_factory=list)
+    color_tolerance: int = 0
     soft_labels: bool = False
     image_channels: int = 1
     exif: str = "apply"
@@ -228,7 +235,7 @@ class DataCard:
             check_choice("augmentation.flip_axes", axis, range(dims))
         for name in ("image_channels", "samples_per_case", "subject_size", "batch_size", "epochs"):
             check_positive(name, getattr(self, name))
-        for name in ("num_workers", "foreground_radius", "val_fraction", "test_fraction"):
+        for name in ("num_workers", "foreground_radius", "val_fraction", "test_fraction", "color_tolerance"):
             check_non_negative(name, getattr(self, name))
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(f"Expected `val_fraction` + `test_fraction` below 1, but got {self.val_fraction} + {self.test_fraction}.")
@@ -236,19 +243,47 @@ class DataCard:
             raise ValueError(f"Expected `foreground_fraction` in [0, 1] or null, but got {self.foreground_fraction}.")
         if self.orientation is not None and not re.fullmatch(r"(?=.*[LR])(?=.*[AP])(?=.*[IS])[LRAPIS]{3}", self.orientation):
             raise ValueError(f"Expected `orientation` to name each axis once, 'RAS' for example, but got {self.orientation!r}.")
-        for name in ("splits", "split_names"):
-            for split in getattr(self, name):
-                check_choice(name, split, SPLITS)
-        if self.split_names and not self.split_names.get("train"):
-            raise ValueError(
-                f"Expected `split_names` to say what to train on, as in {{train: [train], val: [val]}}, but got {dict(self.split_names)}."
-            )
-        if self.splits and self.split_names:
-            raise ValueError("Expected `splits` or `split_names`, but got both. The first lists cases, the second names the set's own splits.")
+        self._check_splits()
         if self.subject_pattern is not None:
             _check_pattern(self.subject_pattern)
         elif self.subject_size != 1:
             raise ValueError("`subject_size` needs `subject_pattern`: a regular expression whose first group is the number in the case id.")
+
+    def _check_splits(self) -> None:
+        for name in ("splits", "split_names"):
+            for split in getattr(self, name):
+                check_choice(name, split, SPLITS)
+        self.split_names = {name: parts for name, parts in self.split_names.items() if parts}
+        if self.layout != "paired":
+            for name in ("split_names", "case_lists"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` needs `layout` paired, but got {self.layout!r}. Its cases are listed in `splits`.")
+            return
+        patterns = [self.image_files, *self.label_files]
+        for pattern in patterns or [""]:
+            if "{id}" not in pattern:
+                raise ValueError(f"Expected `image_files` and `label_files` to hold {{id}}, the name of the case, but got {pattern!r}.")
+        if len({"{subject}" in pattern for pattern in patterns}) > 1:
+            raise ValueError(f"Expected {{subject}} in `image_files` and in every pattern of `label_files`, or in none of them, but got {patterns}.")
+        if not self.label_files:
+            raise ValueError("Expected `label_files` to hold at least one pattern, but got none.")
+        if self.case_lists is not None and "{split}" in self.case_lists and not self.split_names:
+            raise ValueError(
+                f"`case_lists` {self.case_lists!r} needs `split_names`: what {{split}} stands for, as in {{train: [train], test: [test]}}."
+            )
+        if not self.split_names:
+            return
+        if not self.split_names.get("train"):
+            raise ValueError(
+                f"Expected `split_names` to say what to train on, as in {{train: [train], val: [val]}}, but got {dict(self.split_names)}."
+            )
+        if self.splits:
+            raise ValueError("Expected `splits` or `split_names`, but got both. The first lists cases, the second names the set's own splits.")
+        if not any("{split}" in path for path in (*patterns, self.case_lists or "")):
+            raise ValueError("`split_names` needs {split} in `image_files`, `label_files` or `case_lists`: nothing else tells the splits apart.")
+        for other in ("val", "test"):
+            if both := set(self.split_names["train"]) & set(self.split_names.get(other, [])):
+                raise ValueError(f"`split_names` trains on {sorted(both)[0]!r} and uses it as {other}, too. Leave it out of one of them.")
 
     def _check_medium(self) -> None:
         """Refuse what has no effect on a set of this kind, and fill in what depends on it."""
@@ -270,14 +305,51 @@ class DataCard:
             )
         if self.layout != "paired":
             raise ValueError(f"Expected `layout` to be 'paired' for images, but got {self.layout!r}.")
-        if self.label_encoding == "color" and not self.palette:
-            raise ValueError("`label_encoding` color needs `palette`: the colour of each class in the label files.")
+        self._check_label_files()
+        if not self.pipeline:
+            self.pipeline = copy.deepcopy(STANDARD_PIPELINE)
+
+    def _check_label_files(self) -> None:
+        """Of images: that every number or colour has one meaning."""
+        numbers, colors = ("label_values", "ignore_values"), ("ignore_colors", "color_tolerance")
+        form = "`soft_labels`" if self.soft_labels else f"`label_encoding` {self.label_encoding}"
+        for name in (*numbers, *colors) if self.soft_labels else numbers if self.label_encoding == "color" else colors:
+            if getattr(self, name):
+                raise ValueError(f"`{name}` has no effect with {form}. Leave one of them out.")
+        if self.soft_labels and self.label_encoding == "color":
+            raise ValueError("Expected `soft_labels` or `label_encoding` color, but got both.")
         if self.label_values and len(self.label_values) != len(self.classes):
             raise ValueError(
                 f"Expected `label_values` to have one entry for each of the {len(self.classes)} classes, but got {len(self.label_values)}."
             )
-        if not self.pipeline:
-            self.pipeline = copy.deepcopy(STANDARD_PIPELINE)
+        self.class_of_number()
+        if self.label_encoding == "color":
+            if not self.palette:
+                raise ValueError("`label_encoding` color needs `palette`: the colour of each class in the label files.")
+            meanings = [(tuple(color), name) for color, name in zip(self.palette, self.classes, strict=True)]
+            meanings += [(tuple(color), "no class") for color in self.ignore_colors]
+            for (first, one), (second, other) in itertools.combinations(meanings, 2):
+                distance = max(abs(a - b) for a, b in zip(first, second, strict=True))
+                if distance <= 2 * self.color_tolerance and one != other:
+                    raise ValueError(
+                        f"The colours {first} of {one} and {second} of {other} are {distance} apart, so `color_tolerance` {self.color_tolerance} "
+                        "cannot tell them apart. Give every class a colour of its own, and less than half their distance as the tolerance."
+                    )
+
+    def class_of_number(self) -> dict[int, int]:
+        """What the numbers in label files stand for: a class, or -1 for none.
+
+        Example:
+            >>> DataCard("pets", ["background", "pet"], label_values=[2, 1], ignore_values=[3], patch_size=[64, 64]).class_of_number()
+            {-100: -1, 3: -1, 2: 0, 1: 1}
+        """
+        meaning = {self.ignore_index: -1} | {number: -1 for entry in self.ignore_values for number in _numbers(entry)}
+        for c, entry in enumerate(self.label_values or range(len(self.classes))):
+            for number in _numbers(entry):
+                if meaning.setdefault(number, c) != c:
+                    names = [self.classes[i] if i >= 0 else "no class (`ignore_index` or `ignore_values`)" for i in (meaning[number], c)]
+                    raise ValueError(f"Expected every number to have one meaning, but {number} in label files stands for {names[1]} and {names[0]}.")
+        return meaning
 
     @property
     def schema(self) -> LabelSchema:
@@ -294,7 +366,7 @@ def list_cards() -> list[str]:
 
     Example:
         >>> list_cards()
-        ['mni152', 'task04_hippocampus']
+        ['camvid', 'cityscapes', 'deepglobe', 'duts', 'mni152', 'oxford_pets', 'pascal_voc', 'pascal_voc_aug', 'salient_objects', 'task04_hippocampus']
     """
     return sorted(path.stem for path in cards_dir().glob("*.yaml"))
 
@@ -390,6 +462,21 @@ def _ways(card: DataCard) -> str:
     ways = "Give its folder as data.root=DIR, or set DENSECAL_DATA to the folder that holds " + (card.folder or card.name)
     ways += ", or let data.download=true fetch it." if card.decathlon_task else "."
     return f"{ways} {card.how_to_get}".rstrip()
+
+
+def _numbers(entry: Any) -> Iterator[int]:
+    """A number, a range as ``"128-255"``, or a list of such."""
+    if isinstance(entry, (list, tuple)):
+        for one in entry:
+            yield from _numbers(one)
+    elif isinstance(entry, str) and (match := re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", entry)) and int(match[1]) <= int(match[2]):
+        yield from range(int(match[1]), int(match[2]) + 1)
+    elif isinstance(entry, int) and not isinstance(entry, bool):
+        yield entry
+    else:
+        raise ValueError(
+            f"Expected an entry of `label_values` or `ignore_values` to be a number, a range such as '128-255', or a list of them, but got {entry!r}."
+        )
 
 
 def _check_pattern(pattern: str) -> None:

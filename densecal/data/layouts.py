@@ -27,6 +27,7 @@ class Case:
         label: Label file, or ``None`` where the set lists none.
         subject: Person (or phantom, or place) the case comes from; a subject is never on two sides of a split that is drawn.
         part: The set's own split that the case belongs to, where the card names such.
+        listed: The place that names the case, "line 3 of train.txt" for example, where there is a list.
     """
 
     id: str
@@ -34,11 +35,13 @@ class Case:
     label: Path | None
     subject: str
     part: str = ""
+    listed: str = ""
 
 
 def find_cases(root: Path, card: DataCard) -> list[Case]:
-    """The cases below ``root`` in the card's layout, sorted by id. Files are not opened and need not exist."""
-    return {"decathlon": decathlon, "paired": paired}[card.layout](root, card)
+    """The cases below ``root`` in the card's layout, sorted by id, without those in ``card.exclude``. Files are not opened and need not exist."""
+    cases = {"decathlon": decathlon, "paired": paired}[card.layout](root, card)
+    return [case for case in cases if case.id not in card.exclude]
 
 
 def decathlon(root: Path, card: DataCard) -> list[Case]:
@@ -66,37 +69,47 @@ def paired(root: Path, card: DataCard) -> list[Case]:
     """Cases by the card's patterns ``image_files`` and ``label_files``, of the splits in ``split_names``, or all of them.
 
     Where ``case_lists`` names the cases, these and no others; else every case that has an image or a label, so that a missing partner is noticed when the files are
-    checked. A name that occurs in several of the set's splits is told apart by the split's name before it where the files of the splits lie apart.
+    checked. Where folders tell the subject, its name comes before that of the case. A name that occurs in several of the set's splits is told apart by the split's
+    name before it where the images of the splits lie apart. Several files of one name make as many cases, which the check of the files refuses.
 
     Raises:
         FileNotFoundError: If a list is missing.
     """
-    parts = [part for parts in card.split_names.values() for part in parts] or [""]
+    parts = list(dict.fromkeys(part for parts in card.split_names.values() for part in parts)) or [""]
     medium = medium_of(card)
     images = {part: _Files(root, card.image_files, part, medium.suffixes) for part in parts}
     labels = {part: [_Files(root, pattern, part, medium.label_suffixes) for pattern in card.label_files] for part in parts}
-    found = [(part, name) for part in parts for name in _names(root, card, part, images[part], labels[part])]
+    found = [(part, name, place) for part in parts for name, place in _names(root, card, part, images[part], labels[part]).items()]
     apart = "{split}" in card.image_files
-    repeated = {name for name, count in Counter(name for _, name in found).items() if apart and count > 1}
+    repeated = {name for name, count in Counter(name for _, name, _ in found).items() if apart and count > 1}
     cases = []
-    for part, name in found:
-        case_id = f"{part}_{name}" if name in repeated and part else name
-        label = next((files.found[name][0] for files in labels[part] if name in files.found), labels[part][0].path(name))
-        # An image under two endings makes two cases of one name, which the check of the files refuses.
-        for image in images[part].found.get(name, [images[part].path(name)]):
-            cases.append(Case(case_id, (image,), label, subject_of(case_id, card), part))
+    for part, name, places in found:
+        subject, _, file = name.rpartition("/")
+        case_id = "_".join(filter(None, (part if name in repeated else "", subject, file)))
+        subject = subject_of(case_id, card) if card.subject_pattern or not subject else subject
+        files = images[part].found.get(name) or [images[part].path(name)]
+        of_label = next((pattern.found[name] for pattern in labels[part] if name in pattern.found), [labels[part][0].path(name)])
+        cases += [Case(case_id, (image,), label, subject, part, place) for image in files for label in of_label for place in places]
     return sorted(cases, key=lambda case: case.id)
 
 
-def _names(root: Path, card: DataCard, part: str, images: _Files, labels: Sequence[_Files]) -> list[str]:
-    """Names of the cases of one of the set's splits."""
+def _names(root: Path, card: DataCard, part: str, images: _Files, labels: Sequence[_Files]) -> dict[str, list[str]]:
+    """Names of the cases of one of the set's splits, and every place in a list that names them."""
     if card.case_lists is None:
-        return sorted({*images.found, *(name for files in labels for name in files.found)})
+        patterns = [images, *labels]
+        of_split = [files for files in patterns if files.by_split] or patterns  # the others hold the files of all splits
+        return {name: [""] for name in sorted({name for files in of_split for name in files.found})}
     listing = root / card.case_lists.replace("{split}", part)
     if not listing.is_file():
-        raise FileNotFoundError(f"No list of cases {listing}. Check data.root, and `case_lists` and `split_names` of the card {card.name}.")
-    words = [line.split()[0] for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip() and not line.startswith("#")]
-    return [case_id_of(Path(word), images.suffixes) for word in words]
+        raise FileNotFoundError(
+            f"No list of cases {listing}. Check data.root, and `case_lists` and `split_names` of the card {card.name}. {card.how_to_get}".rstrip()
+        )
+    names: dict[str, list[str]] = {}
+    for number, line in enumerate(listing.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        word = re.split(r"[\s,;]", line.strip(), maxsplit=1)[0]
+        if word and not word.startswith("#"):
+            names.setdefault(images.name_of(word), []).append(f"line {number} of {listing}")
+    return names
 
 
 class _Files:
@@ -104,35 +117,65 @@ class _Files:
 
     Args:
         root: Folder that the pattern is relative to.
-        pattern: Path with ``{id}``, maybe ``{split}``, ``*`` and ``.*``.
+        pattern: Path with ``{id}``, maybe ``{subject}``, ``{split}``, ``*``, ``**`` and ``.*``.
         split: What ``{split}`` stands for; empty for any.
         suffixes: What ``.*`` stands for.
     """
 
     def __init__(self, root: Path, pattern: str, split: str, suffixes: Sequence[str]) -> None:
         self.root = root
+        self.by_split = "{split}" in pattern
         self.pattern = pattern.replace("{split}", split or "*")
         self.suffixes = suffixes
 
     @cached_property
     def found(self) -> dict[str, list[Path]]:
-        path = Path(self.pattern.replace("{id}", "*"))
+        path = Path(self.pattern.replace("{subject}", "*").replace("{id}", "*"))
         base = Path(path.anchor) if path.is_absolute() else self.root
-        regex = re.escape(self.pattern).replace(r"\{id\}", "(?P<id>[^/]+?)")
-        if regex.endswith(r"\.\*"):
-            regex = regex.removesuffix(r"\.\*") + f"(?:{'|'.join(map(re.escape, self.suffixes))})"
-        compiled = re.compile(regex.replace(r"\*", "[^/]*"), re.IGNORECASE)
+        regex = re.compile(self._regex(self.pattern), re.IGNORECASE)
         files: dict[str, list[Path]] = {}
         for file in sorted(base.glob(str(path.relative_to(path.anchor)))):
-            match = compiled.fullmatch((file if path.is_absolute() else file.relative_to(base)).as_posix())
+            match = regex.fullmatch((file if path.is_absolute() else file.relative_to(base)).as_posix())
             if match and not file.name.startswith("."):
-                files.setdefault(match["id"], []).append(file)
+                files.setdefault(_name(match), []).append(file)
         return files
 
     def path(self, name: str) -> Path:
         """Where the file of a case should be."""
-        pattern = self.pattern.replace("{id}", name)
+        subject, _, case = name.rpartition("/")
+        pattern = self.pattern.replace("{subject}", subject or "*").replace("{id}", case)
         return self.root / (pattern.removesuffix(".*") + self.suffixes[0] if pattern.endswith(".*") else pattern)
+
+    def name_of(self, word: str) -> str:
+        """Name of the case that a list means by its name, its file or a path that ends as the pattern does."""
+        word = word.replace("\\", "/")
+        match = next(filter(None, (regex.search(word) for regex in self._endings)), None)
+        if match:
+            return _name(match)
+        file = Path(word)
+        subject = f"{file.parent.name}/" if "{subject}" in self.pattern and file.parent.name else ""
+        return subject + case_id_of(file, self.suffixes)
+
+    @cached_property
+    def _endings(self) -> list[re.Pattern[str]]:
+        folders, keys = self.pattern.split("/"), [key for key in ("{id}", "{subject}") if key in self.pattern]
+        endings = ["/".join(folders[start:]) for start in range(len(folders))]
+        return [re.compile(f"(?:^|/){self._regex(ending)}$", re.IGNORECASE) for ending in endings if all(key in ending for key in keys)]
+
+    def _regex(self, pattern: str) -> str:
+        regex = re.escape(pattern)
+        if regex.endswith(r"\.\*"):
+            regex = regex.removesuffix(r"\.\*") + f"(?:{'|'.join(map(re.escape, self.suffixes))})"
+        regex = regex.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+        for key in ("id", "subject"):
+            regex = regex.replace(rf"\{{{key}\}}", f"(?P<{key}>[^/]+?)", 1).replace(rf"\{{{key}\}}", f"(?P={key})")
+        return regex
+
+
+def _name(match: re.Match[str]) -> str:
+    """The case, after its subject and a slash where folders tell it."""
+    found = match.groupdict()
+    return f"{found['subject']}/{found['id']}" if "subject" in found else found["id"]
 
 
 def _listed(root: Path, entry: Any, card: DataCard) -> Case:

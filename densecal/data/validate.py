@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -65,7 +64,8 @@ def find_problems(cases: Sequence[Case], card: DataCard, progress: bool = False,
     """Read every file and list what is wrong with it.
 
     Found are: files that are missing, unreadable or damaged; image and label of different shape or place in space; label values that are not whole or not among the
-    card's classes; soft labels that do not sum to 1; NaN and infinite voxels; images of one value; a wrong number of channels; cases listed twice; no cases.
+    card's classes; colours that are not among the card's; soft labels that do not sum to 1; NaN and infinite voxels; images of one value; a wrong number of channels;
+    cases listed twice or with two files; no cases.
 
     Args:
         cases: Cases to read.
@@ -77,9 +77,11 @@ def find_problems(cases: Sequence[Case], card: DataCard, progress: bool = False,
         The problems, at most one per file, in the order of the cases. Empty for a data set that can be used.
     """
     if not cases:
-        where = "imagesTr and labelsTr, or dataset.json" if card.layout == "decathlon" else f"{card.image_files} and {' or '.join(card.label_files)}"
+        where, keys = "imagesTr and labelsTr, or dataset.json", "the card's `layout`"
+        if card.layout == "paired":
+            where, keys = f"{card.image_files} and {' or '.join(card.label_files)}", "the card's `image_files` and `label_files`"
         folder = root or Path(card.root or card.folder or card.name)
-        return [Problem("", folder, f"found no cases in the layout {card.layout!r} ({where}). Check data.root and the card's `layout`.")]
+        return [Problem("", folder, f"found no cases in the layout {card.layout!r} ({where}). Check data.root and {keys}.")]
     return [problem for facts in survey(cases, card, progress) for problem in facts.problems]
 
 
@@ -89,11 +91,26 @@ def survey(cases: Sequence[Case], card: DataCard, progress: bool = False) -> lis
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # each holds a case in memory, and more than the cores gain nothing
         results: Iterable[CaseFacts] = pool.map(lambda case: medium.inspect(case, card), cases)
         facts = list(tqdm(results, total=len(cases), desc="Checking data", unit="case", disable=not progress, leave=False))
-    counts = Counter(case.id for case in cases)
+    first: dict[str, Case] = {}
+    named: set[str] = set()
     for case, fact in zip(cases, facts, strict=True):
-        if counts.pop(case.id, 1) > 1:
-            fact.problems.append(Problem(case.id, case.image[0], "is listed more than once. Keep one entry, or it may be trained and tested on."))
+        if case.id not in first:
+            first[case.id] = case
+        elif case.id not in named:
+            named.add(case.id)
+            fact.problems.append(_repeated(case, first[case.id]))
     return facts
+
+
+def _repeated(case: Case, twin: Case) -> Problem:
+    """Two cases of one name."""
+    kind, file, other = "image", case.image[0], twin.image[0]
+    if file == other and case.label is not None and twin.label is not None and case.label != twin.label:
+        kind, file, other = "label", case.label, twin.label
+    if file != other:
+        return Problem(case.id, file, f"is a second {kind} of the case {case.id!r}, beside {other}. Rename or remove one of them.")
+    places = f" ({twin.listed} and {case.listed})" if case.listed else ""
+    return Problem(case.id, file, f"is listed more than once{places}. Keep one entry, or it may be trained and tested on.")
 
 
 class BadFileError(Exception):
@@ -103,3 +120,18 @@ class BadFileError(Exception):
 def first_line(error: Exception) -> str:
     """Kind and first line of an error, to be put in brackets."""
     return f"{type(error).__name__}: {str(error).strip() or 'no detail'}".splitlines()[0].rstrip(".")
+
+
+def check_present(path: Path, case: Case, card: DataCard) -> None:
+    """Refuse a file of the case that is not there.
+
+    Raises:
+        BadFileError: If so, with the place in a list that names it, and the other places that were looked at.
+    """
+    if path.is_file():
+        return
+    others = (
+        " So are the other files that `label_files` allows." if path == case.label and card.layout == "paired" and len(card.label_files) > 1 else ""
+    )
+    listed = f", though {case.listed} names it" if case.listed else ""
+    raise BadFileError(f"is missing{listed}.{others} Restore the file, or leave the case out.")

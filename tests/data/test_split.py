@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,26 @@ def test_split_cases_gives_each_side_a_subject() -> None:
 def test_split_cases_explicit() -> None:
     split = split_cases(cases(6), card(splits={"train": ["c000", "c001"], "test": ["c004"]}))
     assert {name: [case.id for case in side] for name, side in split.items()} == {"train": ["c000", "c001"], "val": [], "test": ["c004"]}
+
+
+def named(**names: list[str]) -> dict[str, list[str]]:
+    """20 cases of 10 subjects in the set's split A, 4 in B and 4 in C, divided as the card names them."""
+    parts = [*(replace(case, part="A") for case in cases(20)), *(replace(case, id=f"b{case.id}", part="B") for case in cases(4))]
+    parts += [replace(case, id=f"x{case.id}", part="C") for case in cases(4)]
+    split = split_cases(parts, card(case_lists="{split}.txt", split_names=names))
+    return {side: [case.part for case in found] for side, found in split.items()}
+
+
+def test_split_cases_by_the_sets_own_names() -> None:
+    assert named(train=["A"], val=["B"], test=["C"]) == {"train": ["A"] * 20, "val": ["B"] * 4, "test": ["C"] * 4}
+    assert named(train=["A", "C"], val=["B"], test=["B"]) == {"train": ["A"] * 20 + ["C"] * 4, "val": ["B"] * 4, "test": ["B"] * 4}
+
+
+def test_split_cases_draws_what_the_set_does_not_name() -> None:
+    """val_fraction 0.2 and test_fraction 0.3 of the 10 subjects, with two cases each, that the set trains on."""
+    assert named(train=["A"], test=["C"]) == {"train": ["A"] * 16, "val": ["A"] * 4, "test": ["C"] * 4}
+    assert named(train=["A"], val=["B"]) == {"train": ["A"] * 14, "val": ["B"] * 4, "test": ["A"] * 6}
+    assert named(train=["A"]) == {"train": ["A"] * 10, "val": ["A"] * 4, "test": ["A"] * 6}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from densecal.data.card import DataCard
 from densecal.data.images.files import decode_fully, read_image, read_label
 from densecal.data.images.labels import LabelReader
 from densecal.data.layouts import Case
-from densecal.data.validate import BadFileError, CaseFacts, Problem, first_line
+from densecal.data.validate import BadFileError, CaseFacts, Problem, check_present, first_line
 
 __all__ = ["inspect"]
 
@@ -22,13 +22,13 @@ def inspect(case: Case, card: DataCard) -> CaseFacts:
     facts = CaseFacts(case.id)
     path = case.image[0]
     try:
-        facts.shape = _image(path, card).shape[:2]
+        facts.shape = _image(path, case, card).shape[:2]
     except BadFileError as error:
         facts.problems.append(Problem(case.id, path, str(error)))
     assert case.label is not None
     reader = LabelReader(card)
     try:
-        label = reader(_stored(case.label))
+        label = reader(_stored(case.label, case, card))
         if facts.shape and label.shape[:2] != facts.shape:
             raise BadFileError(_other_size(label.shape[:2], facts.shape, path, card))
         facts.label_voxels, facts.ignored_voxels = reader.count(label)
@@ -37,8 +37,8 @@ def inspect(case: Case, card: DataCard) -> CaseFacts:
     return facts
 
 
-def _image(path: Path, card: DataCard) -> NDArray[Any]:
-    _present(path)
+def _image(path: Path, case: Case, card: DataCard) -> NDArray[Any]:
+    check_present(path, case, card)
     try:
         decode_fully(path)
         image = read_image(path, card.image_channels, card.exif)
@@ -51,23 +51,19 @@ def _image(path: Path, card: DataCard) -> NDArray[Any]:
     return image
 
 
-def _stored(path: Path) -> Any:
-    _present(path)
+def _stored(path: Path, case: Case, card: DataCard) -> Any:
+    check_present(path, case, card)
     try:
         return read_label(path)
     except Exception as error:
         raise BadFileError(f"cannot be read ({first_line(error)}). Copy or download it again.") from error
 
 
-def _present(path: Path) -> None:
-    if not path.is_file():
-        raise BadFileError("is missing. Restore the file, or leave the case out.")
-
-
 def _other_size(label: tuple[int, ...], image: tuple[int, ...], path: Path, card: DataCard) -> str:
     text = f"is {_size(label)}, but {path.name} is {_size(image)} (rows x columns)."
-    if card.exif == "apply" and read_image(path, card.image_channels, "ignore").shape[:2] == label:
-        return f"{text} The camera's note of orientation turns the image: set `exif: ignore` in the card if the label is not turned."
+    other = "ignore" if card.exif == "apply" else "apply"
+    if read_image(path, card.image_channels, other).shape[:2] == label:
+        return f"{text} The camera's note of orientation turns the image: with `exif: {other}` in the card the two agree."
     return f"{text} Resize the label to the nearest, or find the right one."
 
 

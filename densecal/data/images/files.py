@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 __all__ = ["StoredLabel", "decode_fully", "read_image", "read_label"]
 
@@ -20,7 +19,7 @@ class StoredLabel:
     """The content of a label file.
 
     Args:
-        values: Numbers ``(H, W)``; or colours ``(H, W, 3)``, uint8; or shares per class ``(H, W, K)``, floating.
+        values: Numbers ``(H, W)``, boolean in files of one bit; or colours ``(H, W, 3)``, uint8; or shares per class ``(H, W, K)``, floating.
         palette: Colour of each number ``(256, 3)``, uint8, where the file has a palette.
     """
 
@@ -56,13 +55,16 @@ def read_image(path: Path, channels: int, exif: str = "apply") -> NDArray[Any]:
 
 
 def decode_fully(path: Path) -> None:
-    """Read a picture to its end.
+    """Read a picture to its end, if it is of a kind that Pillow knows.
 
     Raises:
-        OSError: If it is missing, no picture, cut short or damaged.
+        OSError: If it is missing, cut short or damaged.
     """
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
-        image.load()
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except UnidentifiedImageError:
+        return
 
 
 def read_label(path: Path) -> StoredLabel:
@@ -81,17 +83,18 @@ def read_label(path: Path) -> StoredLabel:
             return StoredLabel(arrays[arrays.files[0]])
     if suffix == ".mat":
         return StoredLabel(_read_sbd(path))
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
+    try:
+        image = Image.open(path)
+    except UnidentifiedImageError:
+        raise ValueError("not a picture") from None
+    with image:
         if image.mode == "P":
-            colors = np.frombuffer((image.getpalette() and bytes(image.getpalette("RGB"))) or b"", np.uint8).reshape(-1, 3)  # type: ignore[arg-type]
+            colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
             palette = np.zeros((256, 3), np.uint8)
             palette[: len(colors)] = colors
             return StoredLabel(np.asarray(image), palette)
-        if image.mode in ("RGB", "RGBA", "PA"):
-            return StoredLabel(np.asarray(image.convert("RGB")))
-        return StoredLabel(
-            np.asarray(image.convert("L") if image.mode == "LA" else image).astype(np.uint8 if image.mode == "1" else None, copy=False)
-        )
+        without_alpha = {"RGBA": "RGB", "PA": "RGB", "LA": "L"}.get(image.mode)
+        return StoredLabel(np.asarray(image.convert(without_alpha) if without_alpha else image))
 
 
 def _read_sbd(path: Path) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from densecal.data.card import DataCard
 from densecal.data.layouts import Case
-from densecal.data.validate import BadFileError, CaseFacts, Problem, first_line
+from densecal.data.validate import BadFileError, CaseFacts, Problem, check_present, first_line
 from densecal.data.volumes.nifti import corner_shift, read_nifti
 
 __all__ = ["inspect"]
@@ -28,7 +28,7 @@ def inspect(case: Case, card: DataCard) -> CaseFacts:
     images: list[Any] = []
     for path in case.image:
         try:
-            image = _read(path)
+            image = _read(path, case, card)
             _check_image(image, card, channels=card.image_channels if len(case.image) == 1 else 1)
             if images:
                 _check_same_grid(images[0], image, case.image[0].name)
@@ -42,7 +42,7 @@ def inspect(case: Case, card: DataCard) -> CaseFacts:
         facts.problems.append(Problem(case.id, case.image[0], "has no label. List one beside it, or leave the case out."))
         return facts
     try:
-        label = _read(case.label)
+        label = _read(case.label, case, card)
         if images:
             _check_same_grid(images[0], label, case.image[0].name)
         facts.label_voxels, facts.ignored_voxels = _count_labels(label, card)
@@ -51,9 +51,8 @@ def inspect(case: Case, card: DataCard) -> CaseFacts:
     return facts
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise BadFileError("is missing. Restore the file, or leave the case out.")
+def _read(path: Path, case: Case, card: DataCard) -> Any:
+    check_present(path, case, card)
     try:
         image = read_nifti(path)
         image.get_fdata(dtype=np.float32)  # kept by nibabel; shows here whether the voxels can be read
