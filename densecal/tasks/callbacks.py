@@ -56,6 +56,7 @@ class History(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         optimizer = trainer.optimizers[0]
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": optimizer.param_groups[0]["lr"]}
+        row |= {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups[1:] if "name" in group}
         row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         row["seconds"] = round(time.perf_counter() - self._started, 3)
         self.rows.append(row)

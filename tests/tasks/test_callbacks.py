@@ -91,6 +91,20 @@ def test_history_has_a_column_for_scores_that_come_later(tmp_path):
     assert [row["val/dice"] for row in read(tmp_path / "metrics.csv")] == ["", "0.5"]
 
 
+def test_history_has_a_column_for_the_rate_of_each_named_group(tmp_path):
+    class TwoGroups(Draws):
+        def configure_optimizers(self):
+            weight, bias = self.layer.parameters()
+            return torch.optim.SGD([{"params": [weight], "name": "head"}, {"params": [bias], "name": "encoder", "lr": 0.02}], lr=0.1)
+
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[History(tmp_path / "metrics.csv")], **options).fit(
+        TwoGroups(), DataLoader(torch.ones(3, 1))
+    )
+    (row,) = read(tmp_path / "metrics.csv")
+    assert (row["lr"], row["lr_encoder"]) == ("0.1", "0.02")
+
+
 def test_one_line_an_epoch(tmp_path, capsys):
     model, _, _ = fit(tmp_path, 2, callbacks=[EpochLines()])
     lines = capsys.readouterr().out.splitlines()
