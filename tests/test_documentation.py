@@ -47,6 +47,12 @@ def test_every_metric_is_named():
         assert f"`{METRICS[name].__name__}`" in README, f"README.md does not name {METRICS[name].__name__}."
 
 
+def test_every_recipe_has_its_row():
+    rows = [line for line in README.splitlines() if line.startswith("| `")]
+    for path in (ROOT / "configs" / "experiment").glob("*.yaml"):
+        assert any(row.startswith(f"| `{path.stem}` |") for row in rows), f"README.md has no row for experiment={path.stem}."
+
+
 def test_files_that_the_pages_link_to_are_there():
     for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md"):
         text = (ROOT / page).read_text(encoding="utf-8")

@@ -21,10 +21,11 @@ def training_facts(config: DictConfig, model: nn.Module) -> dict[str, Any]:
     Returns:
         Name -> text or number, in the order to show.
     """
+    ratio = config.get("encoder_lr_ratio", 1.0)
     return {
         "model": f"{target_name(config.model)}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters",
         "loss": _settings(config.loss),
-        "optimizer": _settings(config.optimizer),
+        "optimizer": _settings(config.optimizer) + (f", the encoder at {ratio:g} of the learning rate" if ratio != 1 else ""),
         "schedule": _settings(config.scheduler) if config.scheduler else "constant learning rate",
         "patch": " x ".join(str(n) for n in config.data.patch_size) + (" voxels" if len(config.data.patch_size) == 3 else " pixels"),
         "augmentation": ", ".join(config.data.pipeline) if config.data.augment and config.data.get("pipeline") else config.data.augment,

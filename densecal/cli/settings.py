@@ -22,6 +22,7 @@ class TrainSettings:
     loss: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = None
+    encoder_lr_ratio: float = MISSING
     inference: Any = MISSING
     trainer: Any = MISSING
     seed: int = MISSING

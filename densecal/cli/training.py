@@ -183,6 +183,8 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, r
         window,
         optimizer=build(config.optimizer, "optimizer"),
         scheduler=build(config.scheduler, "scheduler") if config.scheduler else None,
+        encoder_lr_ratio=config.encoder_lr_ratio,
+        max_steps=_max_steps(config),
         num_bins=config.num_bins,
         foreground_radius=card.foreground_radius,
     )
@@ -194,6 +196,11 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, r
     if config.monitor not in scores:
         raise CommandError(f"monitor: no score {config.monitor!r}. {near_matches(config.monitor, scores)}")
     return task
+
+
+def _max_steps(config: DictConfig) -> int | None:
+    steps = config.trainer.get("max_steps")
+    return None if steps in (None, -1) else int(steps)
 
 
 @torch.no_grad()
@@ -269,7 +276,8 @@ def _build_trainer(
         return build(
             config.trainer,
             "trainer",
-            max_epochs=config.trainer.max_epochs or card.epochs,
+            max_epochs=config.trainer.max_epochs or (card.epochs if _max_steps(config) is None else -1),
+            max_steps=-1,  # the task ends the training
             callbacks=[StatelessRandomness(config.seed), history, record, progress, *best, ModelCheckpoint(filename="last", **options)],
             logger=_EventFiles(folder, name="", version="tensorboard", purge_step=step),
             plugins=[AtomicCheckpointIO()],

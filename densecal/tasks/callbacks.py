@@ -49,14 +49,20 @@ class History(L.Callback):
         self.path = path
         self.rows: list[dict[str, float]] = []
         self._started = 0.0
+        self._validated = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started = time.perf_counter()
+        self._started, self._validated = time.perf_counter(), False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         optimizer = trainer.optimizers[0]
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": optimizer.param_groups[0]["lr"]}
-        row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        row |= {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups[1:] if "name" in group}
+        # Lightning keeps the scores of the last validation, however many epochs ago it was.
+        row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if self._validated or not name.startswith("val/")}
         row["seconds"] = round(time.perf_counter() - self._started, 3)
         self.rows.append(row)
         if trainer.is_global_zero:
@@ -89,9 +95,16 @@ class EpochLines(L.Callback):
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._first_epoch = 0
+        self._validated = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started, self._first_epoch = time.perf_counter(), trainer.current_epoch
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -99,8 +112,8 @@ class EpochLines(L.Callback):
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
         metrics = trainer.callback_metrics
         scene = "val/iou_dataset" in metrics and "val/ece_foreground" not in metrics  # as `Evaluation.leading`
-        overlap = "val/iou_dataset" if scene else "val/dice"
-        shown = [(name, metrics.get(name)) for name in ("train/loss", overlap, "val/ece")]
+        names = ("train/loss", "val/iou_dataset" if scene else "val/dice", "val/ece") if self._validated else ("train/loss",)
+        shown = [(name, metrics.get(name)) for name in names]
         numbers = "  ".join(f"{name} {float(value):.4f}" for name, value in shown if value is not None)
         left = (time.perf_counter() - self._started) / (done - self._first_epoch) * (total - done)
         minutes, seconds = divmod(round(left), 60)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from densecal.checks import check_positive
 from densecal.inference import Inferer, full_resolution
 from densecal.labels import LabelSchema
 from densecal.losses import CompoundLoss, DeepSupervisionLoss
@@ -23,6 +24,9 @@ __all__ = ["SegmentationTask"]
 
 _TRAINING_LENGTH = ("total_iters", "T_max", "total_steps")
 """What torch's schedulers call the number of steps after which they are done."""
+
+_RATES = ("max_lr", "base_lr")
+"""What torch's schedulers call learning rates of their own that they take one by one for each group of parameters."""
 
 
 class SegmentationTask(L.LightningModule):
@@ -45,11 +49,17 @@ class SegmentationTask(L.LightningModule):
         optimizer: Makes the optimizer from the parameters of network and loss. Default: Adam.
         scheduler: Makes a learning-rate schedule from the optimizer; it is stepped after every batch, and where it has an argument for the number of steps
             (``total_iters``, ``T_max`` or ``total_steps``) that is not given, it is the whole training.
+        encoder_lr_ratio: Learning rate of ``model.encoder`` as a share of the others', > 0; 0.1 is customary for encoders that were trained before. The rates that a
+            schedule is given (``max_lr``, ``base_lr``) are multiplied, too.
+        max_steps: Optimizer steps after which training ends, be it within an epoch, which is then validated like any other; ``None``: as many epochs as the trainer
+            has. A trainer of ``max_epochs=-1`` is given the number of epochs that this takes. (Lightning's own ``max_steps`` skips that last validation, and a run
+            that was resumed ends with fewer steps.)
         num_bins: Bins of the calibration errors.
         foreground_radius: How far the near-structure region reaches, in voxels.
 
     Raises:
-        ValueError: If a loss of densecal's reads logits as independent sigmoids, or returns one value per pixel.
+        ValueError: If a loss of densecal's reads logits as independent sigmoids, or returns one value per pixel; if ``encoder_lr_ratio`` is not above 0, or not 1 for
+            a network without ``encoder``; if ``max_steps`` is not above 0.
 
     Reference:
         Each loss names its own.
@@ -64,6 +74,8 @@ class SegmentationTask(L.LightningModule):
         *,
         optimizer: Callable[..., Optimizer] = torch.optim.Adam,
         scheduler: Callable[..., LRScheduler] | None = None,
+        encoder_lr_ratio: float = 1.0,
+        max_steps: int | None = None,
         num_bins: int = 15,
         foreground_radius: int = 3,
     ) -> None:
@@ -72,12 +84,22 @@ class SegmentationTask(L.LightningModule):
             raise ValueError(
                 "Expected a loss for exclusive classes, activation=softmax, but got sigmoid. The classes of a label map exclude each other."
             )
+        check_positive("encoder_lr_ratio", encoder_lr_ratio)
+        if max_steps is not None:
+            check_positive("max_steps", max_steps)
+        if encoder_lr_ratio != 1 and not isinstance(getattr(model, "encoder", None), nn.Module):
+            raise ValueError(
+                f"Expected a network with an `encoder` for `encoder_lr_ratio` {encoder_lr_ratio}, but {type(model).__name__} has none. Leave the ratio at 1, or "
+                "take a network of segmentation-models-pytorch."
+            )
         self.model = model
         self.loss = loss
         self.schema = schema
         self.window = window
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
+        self.encoder_lr_ratio = encoder_lr_ratio
+        self.max_steps = max_steps
         self.val_evaluation = SegmentationEvaluation(schema, num_bins=num_bins, foreground_radius=foreground_radius)
         self.spatial_dims = window.spatial_dims
 
@@ -117,14 +139,28 @@ class SegmentationTask(L.LightningModule):
             self.log_dict({f"train/loss_{name}": value.detach() for name, value in parts.items()}, **options)
         return total
 
+    def on_train_start(self) -> None:
+        if self.max_steps is not None and self.trainer.max_epochs == -1:
+            steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+            left = self.max_steps - self.trainer.global_step
+            self.trainer.fit_loop.max_epochs = self.current_epoch + math.ceil(left / steps)
+
     def on_train_epoch_start(self) -> None:
         if hasattr(self.loss, "on_epoch"):
             self.loss.on_epoch(self.current_epoch, self.trainer.max_epochs)  # type: ignore[operator]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if hasattr(self.loss, "on_step"):
-            steps = self.trainer.estimated_stepping_batches
+            steps = self._training_steps()
             self.loss.on_step(self.trainer.global_step, int(steps) if math.isfinite(steps) else -1)  # type: ignore[operator]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.max_steps is not None and self.trainer.global_step >= self.max_steps:
+            self.trainer.should_stop = True
+
+    def _training_steps(self) -> float:
+        steps = self.trainer.estimated_stepping_batches
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def on_validation_epoch_start(self) -> None:
         self.val_evaluation.reset()
@@ -147,15 +183,31 @@ class SegmentationTask(L.LightningModule):
             self.loss.on_validation(scalars)  # type: ignore[operator]
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self._optimizer()
         if self.make_scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = int(self._training_steps())
+        ratios = [1.0, self.encoder_lr_ratio] if len(optimizer.param_groups) == 2 else []
         # Stepped by batch: at the end of an epoch Lightning writes the checkpoint before it would step a schedule that counts epochs.
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": _with_length(self.make_scheduler, steps)(optimizer), "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": _suited(self.make_scheduler, steps, ratios)(optimizer), "interval": "step"}}
+
+    def _optimizer(self) -> Optimizer:
+        """Of one group of parameters or, where the encoder learns at a rate of its own, of two: ``head``, which is everything else, and ``encoder``."""
+        if self.encoder_lr_ratio == 1:
+            return self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        assert isinstance(self.model.encoder, nn.Module)
+        encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
+        inside = set(map(id, encoder))
+        head = [p for p in self.parameters() if p.requires_grad and id(p) not in inside]
+        optimizer = self.make_optimizer([{"params": head, "name": "head"}, {"params": encoder, "name": "encoder"}])
+        optimizer.param_groups[1]["lr"] = optimizer.param_groups[1]["lr"] * self.encoder_lr_ratio
+        return optimizer
 
 
-def _with_length(make_scheduler: Callable[..., LRScheduler], steps: int) -> Callable[..., LRScheduler]:
+def _suited(make_scheduler: Callable[..., LRScheduler], steps: int, ratios: list[float]) -> Callable[..., LRScheduler]:
+    """The schedule over the whole training, with its own learning rates for each group of parameters."""
     function, given = (make_scheduler.func, make_scheduler.keywords) if isinstance(make_scheduler, partial) else (make_scheduler, {})
     names = inspect.signature(function).parameters
-    return partial(make_scheduler, **{name: steps for name in _TRAINING_LENGTH if name in names and name not in given})
+    length = {name: steps for name in _TRAINING_LENGTH if name in names and name not in given}
+    rates = {name: [given[name] * ratio for ratio in ratios] for name in _RATES if ratios and isinstance(given.get(name), (int, float))}
+    return partial(make_scheduler, **length, **rates)

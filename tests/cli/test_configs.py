@@ -28,12 +28,15 @@ from densecal.cli.settings import PredictSettings, TrainSettings, register_setti
 from densecal.data import DataCard, SegmentationData
 from densecal.data.volumes.transforms import ForegroundVoxelsd, prepare_transforms, train_transforms
 from densecal.inference import SlidingWindow, WholeImage
+from densecal.labels import LabelSchema
 from densecal.registry import MODELS
 from densecal.tasks import SegmentationTask
 
 GROUPS = ("model", "inference", "optimizer", "scheduler", "trainer", "experiment")
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
 CHOICES = [(group, name) for group, name in FILES if group != "experiment"]
+EXPERIMENTS = [name for group, name in FILES if group == "experiment"]
+
 KNOWN = {
     "model": {"in_channels": 1, "num_classes": 3, "spatial_dims": 3},
     "inference": {"patch_size": [8, 8, 8], "spatial_dims": 3},
@@ -57,7 +60,11 @@ def test_every_config_is_tested():
     assert {name for group, name in FILES if group == "model"} == set(MODELS.list())
 
 
-@pytest.mark.parametrize(("group", "name"), FILES, ids=[f"{group}-{name}" for group, name in FILES])
+@pytest.mark.parametrize(
+    ("group", "name"),
+    FILES,
+    ids=[f"{group}-{name}" for group, name in FILES],
+)
 def test_config_composes_without_anything_missing(group, name):
     config = composed(f"{group}={name}")
     assert not OmegaConf.missing_keys(config)
@@ -203,6 +210,81 @@ def test_settings_are_those_of_the_config(config_name, settings):
     declared = set(settings.__annotations__)
     assert set(listed) - {"hydra"} <= declared
     assert declared <= set(listed) | chosen
+
+
+# Recipes.
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_recipe_tells_its_command(name):
+    lines = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert any(line.startswith(f"#   tools/train.py experiment={name} ") for line in lines)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_recipe_makes_its_card_and_loss(name):
+    config = composed(f"experiment={name}")
+    assert isinstance(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data)), DataCard)
+    build(config.loss, "loss", ignore_index=255, num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["hippocampus_small", "camvid_small", "mbls_pascal_voc", "nacl_pascal_voc", "nacl_cityscapes"])
+def test_recipe_for_comparing_takes_any_loss(name):
+    assert composed(f"experiment={name}", "loss=focal").loss == composed("loss=focal").loss
+
+
+class TwoParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1)
+
+
+def optimizer_and_schedule(name: str) -> tuple[torch.optim.Optimizer, Any]:
+    """Those of a recipe that counts its own steps, for a network of two parts."""
+    config = composed(f"experiment={name}")
+    task = SegmentationTask(
+        TwoParts(),
+        nn.CrossEntropyLoss(),
+        LabelSchema(["a", "b", "c"]),
+        SlidingWindow((8, 8)),
+        optimizer=build(config.optimizer, "optimizer"),
+        scheduler=build(config.scheduler, "scheduler"),
+        encoder_lr_ratio=config.encoder_lr_ratio,
+        max_steps=config.trainer.max_steps if config.trainer.max_steps != -1 else 30 * 956,
+    )
+    task.trainer = L.Trainer(max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    made = task.configure_optimizers()
+    made["optimizer"].step()
+    return made["optimizer"], made["lr_scheduler"]["scheduler"]
+
+
+@pytest.mark.parametrize("name", ["jml_cityscapes", "jml_pascal_voc", "jml_bls_cityscapes", "jml_bls_pascal_voc"])
+def test_recipe_of_jml_has_the_published_rates(name):
+    """6e-5 times i / 400 up to iteration 400 (at least 1e-6), then times the share of the 40,000 - 400 that is left; ten times that outside the encoder."""
+    optimizer, schedule = optimizer_and_schedule(name)
+    for i in (0, 100, 200, 400, 20_200, 30_100, 39_999):
+        schedule.last_epoch = i - 1
+        schedule.step()
+        expected = 6e-5 * (max(1 / 60, i / 400) if i < 400 else (40_000 - i) / 39_600)
+        head, encoder = (group["lr"] for group in optimizer.param_groups)
+        assert encoder == pytest.approx(expected, abs=1e-6)
+        assert head == pytest.approx(10 * expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["aslp_salient_objects"])
+def test_recipe_of_aslp_has_the_published_rates(name):
+    """Multiplied by 0.95 ** (e // 10) after each epoch e of 956 steps, counted from 1."""
+    optimizer, schedule = optimizer_and_schedule(name)
+    expected, rate = [], 2.5e-5
+    for epoch in range(1, 31):
+        expected += [rate] * 956
+        rate *= 0.95 ** (epoch // 10)
+    rates = []
+    for _ in expected:
+        rates.append(optimizer.param_groups[0]["lr"])
+        schedule.step()
+    assert rates == pytest.approx(expected)
 
 
 # The fixed protocol.

@@ -176,6 +176,17 @@ def test_killed_run_of_losses_that_learn_resumes_to_the_same_numbers(blobs, tmp_
     assert "Linear (start 0.5, end 1) ce + 1 crac" in (the_run(tmp_path / "cut") / "report.html").read_text()
 
 
+def test_killed_run_of_so_many_steps_resumes_to_the_same_numbers(blobs, uninterrupted, tmp_path):
+    """Eight steps are four epochs of two, whatever the card says; the rate has come to nothing after as many."""
+    log = tmp_path / "log.txt"
+    steps = settings(blobs, tmp_path, "trainer.max_steps=8", "data.epochs=1")
+    assert run_command("train", steps, log, die_in="training") == -signal.SIGKILL, log.read_text()
+    run = the_run(tmp_path)
+    assert run_command("train", [f"resume={run}"], log) == 0, log.read_text()
+    assert re.findall(r"^epoch (\S+)", log.read_text(), flags=re.MULTILINE) == ["3/4", "4/4"]
+    assert scores(run) == scores(uninterrupted)
+
+
 @pytest.mark.slow
 def test_killed_run_on_real_volumes_resumes_to_the_same_numbers(hippocampus, tmp_path):
     """Killed at every moment in turn, in one run: in a step, in validation, in the writing of each checkpoint."""
@@ -263,6 +274,7 @@ def test_impossible_settings_fail_early_and_leave_nothing(blobs, tmp_path):
         "monitor=val/dicee": "Did you mean 'val/dice'",
         "trainer.devices=0": "trainer",
         "optimizer.lr=-1": "optimizer: Invalid learning rate",
+        "encoder_lr_ratio=0.1": "a network with an `encoder` for `encoder_lr_ratio` 0.1, but UNet has none",
     }.items():
         assert run_command("train", settings(blobs, output, change), log) == 1, change
         assert message in log.read_text()

@@ -84,12 +84,42 @@ def test_history_has_a_column_for_scores_that_come_later(tmp_path):
     class Late(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             if trainer.current_epoch == 1:
-                trainer.callback_metrics["val/dice"] = torch.tensor(0.5)
+                trainer.callback_metrics["train/late"] = torch.tensor(0.5)
 
     model, history = Draws(), History(tmp_path / "metrics.csv")
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     L.Trainer(max_epochs=2, accelerator="cpu", callbacks=[Late(), history], **options).fit(model, DataLoader(torch.ones(3, 1)))
-    assert [row["val/dice"] for row in read(tmp_path / "metrics.csv")] == ["", "0.5"]
+    assert [row["train/late"] for row in read(tmp_path / "metrics.csv")] == ["", "0.5"]
+
+
+def test_scores_are_those_of_the_epoch_itself(tmp_path, capsys):
+    """Validated after every second epoch: nothing is said of the others."""
+
+    class Validated(Draws):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/dice", torch.tensor(float(self.current_epoch)), batch_size=1)
+
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    callbacks = [History(tmp_path / "metrics.csv"), EpochLines()]
+    trainer = L.Trainer(max_epochs=5, check_val_every_n_epoch=2, accelerator="cpu", callbacks=callbacks, **options)
+    trainer.fit(Validated(), DataLoader(torch.ones(3, 1)), DataLoader(torch.ones(1, 1)))
+    assert [row["val/dice"] for row in read(tmp_path / "metrics.csv")] == ["", "1.0", "", "3.0", ""]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert ["val/dice" in line for line in lines] == [False, True, False, True, False]
+
+
+def test_history_has_a_column_for_the_rate_of_each_named_group(tmp_path):
+    class TwoGroups(Draws):
+        def configure_optimizers(self):
+            weight, bias = self.layer.parameters()
+            return torch.optim.SGD([{"params": [weight], "name": "head"}, {"params": [bias], "name": "encoder", "lr": 0.02}], lr=0.1)
+
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[History(tmp_path / "metrics.csv")], **options).fit(
+        TwoGroups(), DataLoader(torch.ones(3, 1))
+    )
+    (row,) = read(tmp_path / "metrics.csv")
+    assert (row["lr"], row["lr_encoder"]) == ("0.1", "0.02")
 
 
 def test_one_line_an_epoch(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """A training step with any network and any loss, and what validation logs."""
 
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import monai.losses
@@ -196,6 +197,141 @@ def test_schedule_lasts_the_whole_training_unless_told(scheduler, expected):
     task = make_task(SVLSLoss(), optimizer=partial(torch.optim.SGD, lr=0.1), scheduler=scheduler)
     make_trainer(max_epochs=2, callbacks=[Watch()]).fit(task, loader(*[make_batch()] * 3))
     assert seen == pytest.approx(expected, abs=1e-7)
+
+
+class WithEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv3d(1, 2, 3, padding=1)
+        self.head = nn.Conv3d(2, 3, 1)
+
+    def forward(self, image):
+        return self.head(self.encoder(image).relu())
+
+
+def test_encoder_learns_at_its_share_of_the_rate():
+    """One step of plain gradient descent: each weight moves by its rate times its gradient; the loss's own parameters go with the head."""
+    task, batch = make_task(Learned(), WithEncoder(), optimizer=partial(torch.optim.SGD, lr=0.5), encoder_lr_ratio=0.1), make_batch()
+    optimizer = task.configure_optimizers()
+    before = {name: parameter.detach().clone() for name, parameter in task.named_parameters()}
+    task.losses(task.model(batch["image"]), batch)[0].backward()
+    optimizer.step()
+    assert set(before) == {"model.encoder.weight", "model.encoder.bias", "model.head.weight", "model.head.bias", "loss.scale"}
+    for name, parameter in task.named_parameters():
+        rate = 0.05 if "encoder" in name else 0.5
+        torch.testing.assert_close(parameter.detach(), before[name] - rate * parameter.grad)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (None, [0.1] * 6),
+        (partial(torch.optim.lr_scheduler.PolynomialLR, power=1.0), [0.1 * (1 - step / 6) for step in range(6)]),
+        # up from max_lr / 4 to max_lr in the first half of the five intervals, and down to max_lr / 40
+        (
+            partial(
+                torch.optim.lr_scheduler.OneCycleLR,
+                max_lr=0.4,
+                pct_start=0.5,
+                anneal_strategy="linear",
+                div_factor=4,
+                final_div_factor=10,
+                cycle_momentum=False,
+            ),
+            [0.1, 0.25, 0.4, 0.4 - 0.39 / 3, 0.4 - 2 * 0.39 / 3, 0.01],
+        ),
+    ],
+    ids=["constant", "poly", "onecycle"],
+)
+def test_schedule_keeps_the_share_of_the_encoder(scheduler, expected):
+    rates = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    task = make_task(SVLSLoss(), WithEncoder(), optimizer=partial(torch.optim.SGD, lr=0.1), scheduler=scheduler, encoder_lr_ratio=0.25)
+    make_trainer(max_epochs=2, callbacks=[Watch()]).fit(task, loader(*[make_batch()] * 3))
+    assert [rate for rate, _ in rates] == pytest.approx(expected)
+    assert [rate for _, rate in rates] == pytest.approx([rate / 4 for rate in expected])
+
+
+def test_encoder_rate_needs_an_encoder():
+    with pytest.raises(ValueError, match=r"`encoder_lr_ratio` 0.1, but Small has none. Leave the ratio at 1"):
+        make_task(SVLSLoss(), encoder_lr_ratio=0.1)
+    with pytest.raises(ValueError, match="`encoder_lr_ratio` to be greater than 0"):
+        make_task(SVLSLoss(), WithEncoder(), encoder_lr_ratio=0.0)
+    assert len(make_task(SVLSLoss()).configure_optimizers().param_groups) == 1
+
+
+class Events(L.Callback):
+    """Each step with its epoch, each validation, the end of each epoch; training ends there after ``last``."""
+
+    def __init__(self, last: int | None = None, path: Path | None = None):
+        self.last, self.path, self.seen, self.rates = last, path, [], []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.seen.append((trainer.current_epoch, trainer.global_step))
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_end(self, trainer, *_):
+        self.seen.append("validated")
+
+    def on_train_epoch_end(self, trainer, *_):
+        if trainer.current_epoch == self.last:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+def in_steps(max_steps: int, events: Events, resume: Path | None = None, **options) -> SegmentationTask:
+    """Three batches an epoch; a rate that falls by equal parts to 0, and a loss that asks for the length of training."""
+    linear = partial(torch.optim.lr_scheduler.PolynomialLR, power=1.0)
+    task = make_task(
+        Learned(), WithEncoder(), optimizer=partial(torch.optim.SGD, lr=0.8), scheduler=linear, encoder_lr_ratio=0.5, max_steps=max_steps
+    )
+    trainer = make_trainer(max_epochs=-1, callbacks=[events], **options)
+    trainer.fit(task, loader(*[make_batch()] * 3), loader(make_batch(1)), ckpt_path=resume, weights_only=True if resume else None)
+    return task
+
+
+def test_training_of_so_many_steps_ends_within_an_epoch():
+    """Eight steps are two epochs of three and one of two, which is validated as well; schedules last the eight."""
+    events = Events()
+    task = in_steps(8, events)
+    steps = [(0, 1), (0, 2), (0, 3), "validated", (1, 4), (1, 5), (1, 6), "validated", (2, 7), (2, 8), "validated"]
+    assert events.seen == steps
+    assert events.rates == pytest.approx([0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+    assert task.loss.epochs == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_training_of_so_many_steps_resumes_to_the_same_numbers(tmp_path):
+    whole, before, after, more = Events(), Events(0, tmp_path / "one.ckpt"), Events(2, tmp_path / "three.ckpt"), Events()
+    expected = in_steps(8, whole).state_dict()
+    in_steps(8, before)
+    resumed = in_steps(8, after, tmp_path / "one.ckpt").state_dict()
+    assert before.seen + after.seen == whole.seen
+    for name, value in expected.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+    in_steps(10, more, tmp_path / "three.ckpt")  # a finished one goes on with a new epoch
+    assert more.seen == [(3, 9), (3, 10), "validated"]
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"accumulate_grad_batches": 2}, 2), ({"limit_train_batches": 1}, 1)], ids=["accumulated", "limited"])
+def test_epochs_of_so_many_steps_are_counted_as_the_trainer_cuts_them(options, steps):
+    events = Events()
+    task = in_steps(4, events, **options)
+    assert task.loss.epochs[0] == (0, 4 // steps)
+    assert events.seen[-1] == "validated"
+    assert events.seen[-2] == (4 // steps - 1, 4)
+
+
+def test_number_of_epochs_ends_a_training_before_its_steps():
+    events = Events()
+    task = make_task(SVLSLoss(), max_steps=8)
+    make_trainer(max_epochs=2, callbacks=[events]).fit(task, loader(*[make_batch()] * 3))
+    assert events.seen[-1] == (1, 6)
+    with pytest.raises(ValueError, match="`max_steps` to be greater than 0"):
+        make_task(SVLSLoss(), max_steps=0)
 
 
 @pytest.mark.parametrize("loss", [SVLSLoss(), NACLLoss(), DiceCELoss()], ids=["svls", "nacl", "dice_ce"])
