@@ -89,9 +89,8 @@ def read_label(path: Path) -> StoredLabel:
             return StoredLabel(np.asarray(image), palette)
         if image.mode in ("RGB", "RGBA", "PA"):
             return StoredLabel(np.asarray(image.convert("RGB")))
-        return StoredLabel(
-            np.asarray(image.convert("L") if image.mode == "LA" else image).astype(np.uint8 if image.mode == "1" else None, copy=False)
-        )
+        values = np.asarray(image.convert("L") if image.mode == "LA" else image)
+        return StoredLabel(values.astype(np.uint8) if image.mode == "1" else values)
 
 
 def _read_sbd(path: Path) -> NDArray[Any]:

@@ -71,14 +71,15 @@ class ImageLoading:
         """Padding becomes 0 in the image, which is the mean, and "no class" in the label, whatever came after it in the pipeline."""
         if self.reader.soft:
             codes = torch.from_numpy(label)
-            padded = codes.sum(dim=-1) < 0.5
+            padded = label.sum(axis=-1) < 0.5
             known = codes[..., :-1].sum(dim=-1)
             target = torch.where(known > 0.5, codes.movedim(-1, 0)[:-1] / known.clamp(min=0.5), 0.0)
         else:
-            padded = torch.from_numpy(label == self.reader.padding)
+            padded = label == self.reader.padding
             target = torch.from_numpy(np.take(self._classes, label)).unsqueeze(0)
         normalised = self.normalise(torch.from_numpy(image), statistics)
-        return {"image": normalised.masked_fill_(padded, 0.0) if padded.any() else normalised, "label": target}
+        np.copyto(normalised.numpy(), 0, where=padded)
+        return {"image": normalised, "label": target}
 
 
 class Normalisation:

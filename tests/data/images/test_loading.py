@@ -14,6 +14,7 @@ from painted import COLORS, painted_set, tiles
 
 from densecal.data import SegmentationData, override_card
 from densecal.data.dataset import CaseDataset
+from densecal.data.images.files import read_label
 
 Batch = dict[str, Any]
 
@@ -113,3 +114,13 @@ def test_a_pipeline_of_another_size_names_the_image_and_the_setting(tmp_path: Pa
         RuntimeError, match=r"images/p0\d\.png: cannot be transformed .*data\.pipeline gives .* instead of data\.patch_size \(32, 48\)"
     ):
         epoch(data, 0)
+
+
+def test_labels_of_pictures_stay_bytes_from_file_to_memory(tmp_path: Path) -> None:
+    """Every wider type is time and memory."""
+    card = painted_set(tmp_path)
+    data = SegmentationData(card, progress=False)
+    case = data.splits["train"][0]
+    assert case.label is not None
+    assert read_label(case.label).values.dtype == np.uint8
+    assert data.dataset("train").loading.load(case)["label"].dtype == torch.uint8
