@@ -73,7 +73,7 @@ def made_up_set(root: Path, count: int, size: Sequence[int], suffix: str) -> Dat
         root=str(root),
         image_channels=3,
         normalisation="imagenet",
-        split_names={},
+        patch_size=list(size),
         val_fraction=0.0,
         test_fraction=0.0,
     )
@@ -127,7 +127,7 @@ def _report(card: DataCard, args: argparse.Namespace) -> bool:
 
     data = SegmentationData(card, check=False, progress=False)
     if difference := _difference(data):
-        print(f"patches differ: {difference}", file=sys.stderr)
+        print(f"the loaders differ: {difference}", file=sys.stderr)
         return False
     kind = args.root.name if args.root else f"made-up {args.format}"
     count, patch = len(data.splits["train"]), " x ".join(map(str, card.patch_size))

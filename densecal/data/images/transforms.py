@@ -44,7 +44,7 @@ class ImageLoading:
         self.normalise = Normalisation(card.normalisation)
         self._pipeline = ImagePipeline(card, self.reader) if train else None
         # Code of a pixel -> its class; the last entry is padding's, -1 in int16.
-        self._classes = np.full(max(256, self.reader.num_classes + 2), card.ignore_index)
+        self._classes = np.full(max(256, self.reader.num_classes + 2), card.ignore_index, np.int32)
         self._classes[1 : self.reader.num_classes + 1] = range(self.reader.num_classes)
 
     def load(self, case: Case) -> dict[str, Tensor]:
@@ -76,7 +76,8 @@ class ImageLoading:
             target = torch.where(known > 0.5, codes.movedim(-1, 0)[:-1] / known.clamp(min=0.5), 0.0)
         else:
             padded = label == self.reader.padding
-            target = torch.from_numpy(np.take(self._classes, label)).unsqueeze(0)
+            classes = cv2.LUT(label, self._classes) if label.dtype == np.uint8 else np.take(self._classes, label)
+            target = torch.from_numpy(classes).long().unsqueeze(0)
         normalised = self.normalise(torch.from_numpy(image), statistics)
         np.copyto(normalised.numpy(), 0, where=padded)
         return {"image": normalised, "label": target}

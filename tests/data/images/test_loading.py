@@ -124,3 +124,17 @@ def test_labels_of_pictures_stay_bytes_from_file_to_memory(tmp_path: Path) -> No
     assert case.label is not None
     assert read_label(case.label).values.dtype == np.uint8
     assert data.dataset("train").loading.load(case)["label"].dtype == torch.uint8
+
+
+def test_a_loss_in_millimetres_says_that_images_have_no_spacing(tmp_path: Path) -> None:
+    from densecal.inference import SlidingWindow
+    from densecal.losses import SVLSLoss
+    from densecal.tasks import SegmentationTask
+
+    data = SegmentationData(painted_set(tmp_path), progress=False)
+    batch = epoch(data, 0)[0]
+    model = torch.nn.Conv2d(3, 5, 1)
+    loss = SVLSLoss(unit="mm", ignore_index=255)
+    task = SegmentationTask(model, loss, data.schema, SlidingWindow([32, 48]), optimizer=torch.optim.SGD)
+    with pytest.raises(ValueError, match="Expected the side input 'spacing', which SVLSTarget needs"):
+        task.losses(task(batch["image"]), batch)
