@@ -79,7 +79,8 @@ class ImageLoading:
             classes = cv2.LUT(label, self._classes) if label.dtype == np.uint8 else np.take(self._classes, label)
             target = torch.from_numpy(classes).long().unsqueeze(0)
         normalised = self.normalise(torch.from_numpy(image), statistics)
-        np.copyto(normalised.numpy(), 0, where=padded)
+        if padded.any():
+            np.copyto(normalised.numpy(), 0, where=padded)
         return {"image": normalised, "label": target}
 
 
