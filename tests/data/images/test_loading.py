@@ -138,3 +138,12 @@ def test_a_loss_in_millimetres_says_that_images_have_no_spacing(tmp_path: Path) 
     task = SegmentationTask(model, loss, data.schema, SlidingWindow([32, 48]), optimizer=torch.optim.SGD)
     with pytest.raises(ValueError, match="Expected the side input 'spacing', which SVLSTarget needs"):
         task.losses(task(batch["image"]), batch)
+
+
+def test_a_resumed_run_goes_on_with_the_epochs_own_patches(tmp_path: Path) -> None:
+    card = painted_set(tmp_path)
+    whole = [epoch(SegmentationData(card, seed=3, check=False, progress=False), n) for n in range(3)]
+    resumed = SegmentationData(card, seed=3, check=False, progress=False)
+    resumed.load_state_dict({"first_epoch": 2})
+    assert same(list(resumed.train_dataloader()), whole[2])
+    assert not same(whole[2], whole[0])
