@@ -1,4 +1,4 @@
-"""``densecal-benchmark``: time and memory of our metrics beside those of other libraries, on the same tensors in one run.
+"""``densecal-benchmark``: ours beside others' on the same input in one run; time and memory of metrics, and the speed of loading images.
 
 A contender takes images one after the other and then gives its number, as in a validation. Contenders take turns, so that a machine that slows down slows
 all of them; what is printed are quantiles. Memory is what a process of its own takes at its peak above what it took before the first image.
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CONTENDERS", "Contender", "main"]
+__all__ = ["CONTENDERS", "Contender", "main", "quantiles"]
 
 NUM_BINS = 15
 
@@ -126,9 +126,25 @@ CONTENDERS = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a table; exit status 1 if contenders of one measure disagree on a small image, where sums in single precision do no harm."""
-    parser = argparse.ArgumentParser(prog="densecal-benchmark", description="Time and memory beside other libraries.")
-    parser.add_argument("subject", choices=["metrics"], help="what to measure")
+    """Print a table; exit status 1 if those compared do not give the same."""
+    parser = argparse.ArgumentParser(prog="densecal-benchmark", description="Speed beside other libraries and code written by hand.")
+    subjects = parser.add_subparsers(dest="subject", required=True)
+    metrics = subjects.add_parser("metrics", help="time and memory of calibration errors", description="Calibration errors of several libraries.")
+    _add_arguments(metrics)
+    loading = subjects.add_parser("data", help="images per second", description="Our loader of images and the same pipeline written by hand.")
+    _add_data_arguments(loading)
+    args = parser.parse_args(argv)
+    if args.subject == "metrics":
+        same = _compare(args, metrics)
+    else:
+        from densecal.cli.benchmark_data import run  # not all that trains is needed for metrics
+
+        same = run(args, loading)
+    if not same:
+        raise SystemExit(1)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", default="1,19,512,1024", help="of the probabilities of one image, N,C,*spatial (default: %(default)s)")
     parser.add_argument("--images", type=int, default=4, help="images per measurement (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements (default: %(default)s)")
@@ -137,7 +153,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="how far numbers of one measure may differ on a small image (default: %(default)s)"
     )
-    args = parser.parse_args(argv)
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, help="folder of CamVid in SegNet's form (default: made-up images in a temporary folder)")
+    parser.add_argument("--images", type=int, default=48, help="made-up images (default: %(default)s)")
+    parser.add_argument("--size", default="512,1024", help="rows,columns of the made-up images (default: %(default)s)")
+    parser.add_argument("--format", choices=["png", "jpg"], default="png", help="of the made-up images (default: %(default)s)")
+    parser.add_argument("--patch", default="384,384", help="rows,columns of a patch (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="patches per batch (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="measurements, each an epoch (default: %(default)s)")
+
+
+def _compare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
+    """Whether contenders of one measure agree on a small image, where sums in single precision do no harm."""
     try:
         shape = tuple(int(n) for n in args.shape.split(","))
     except ValueError:
@@ -152,8 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.images} images of {' x '.join(map(str, shape))}, {NUM_BINS} bins, {args.repeats} measurements, {where}, torch {torch.__version__}")
     print("update of every image and compute together, seconds; memory of a process of its own at its peak, above what it took before.")
     print(f"On a small image all contenders of a measure agree to {args.tolerance:g} unless the last column says otherwise.\n")
-    if not _report(contenders, shape, args):
-        raise SystemExit(1)
+    return _report(contenders, shape, args)
 
 
 def _images(shape: Sequence[int], count: int, device: str) -> list[tuple[Tensor, Tensor]]:
@@ -213,7 +242,7 @@ def _report(contenders: Sequence[Contender], shape: Sequence[int], args: argpars
         group = [contender for contender in contenders if contender.measure == measure]
         ours = next(contender for contender in group if contender.library == "densecal")
         for contender in group:
-            low, middle, high = _quantiles(times[contender])
+            low, middle, high = quantiles(times[contender])
             ratio = middle / statistics.median(times[ours])
             memory = _peak_memory(contender, shape, args)
             differs = abs(exact[contender] - exact[ours]) > args.tolerance
@@ -226,7 +255,8 @@ def _report(contenders: Sequence[Contender], shape: Sequence[int], args: argpars
     return agree
 
 
-def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """At 20, 50 and 80 %."""
     tensor = torch.tensor(values, dtype=torch.float64)
     low, middle, high = tensor.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
     return low, middle, high

@@ -172,7 +172,7 @@ def _check_overrides(overrides: list[str], extra: list[str], config_name: str, *
             if override in groups:
                 continue
             line, key = lines[id(override)], override.key_or_group
-            if not override.is_delete() and not _has(base, key):
+            if not _has(base, key) and not (override.is_delete() and _constructor_takes(base, key)):
                 added = override.is_add() or override.is_force_add()
                 if not _constructor_takes(base, key) and not (added and _may_grow(base, key.rpartition(".")[0])):
                     raise CommandError(f"Unknown setting {key!r}. {_nearest_key(base, key)}")

@@ -164,7 +164,7 @@ class ShardSampler(DistributedSampler[int]):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums over a volume then have one order, so that a worker (one thread) and the main process (many) agree to the last bit."""
+    """Sums over a case then have one order, so that a worker (one thread) and the main process (many) agree to the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

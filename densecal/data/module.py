@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader
 from densecal.data.card import SPLITS, DataCard, override_card, resolve_root
 from densecal.data.dataset import CaseDataset, EpochSampler, ShardSampler
 from densecal.data.layouts import Case, find_cases
+from densecal.data.medium import medium_of
 from densecal.data.split import split_cases
 from densecal.data.validate import DataProblems, find_problems
 
@@ -26,8 +29,8 @@ class SegmentationData(L.LightningDataModule):
     """Find, check, split and load the data set of a card.
 
     Batches are dictionaries of plain tensors: ``image`` float32 ``(N, C, *spatial)``; ``label`` int64 ``(N, 1, *spatial)``, or float32 ``(N, K, *spatial)`` for soft
-    labels; ``case_index`` int64 ``(N,)``, the position in ``splits[...]``; ``case_id``, a list of strings; ``spacing`` float32 ``(N, 3)``, in mm. Training batches
-    hold patches; the others one whole volume each, sharded over ranks without repeats.
+    labels; ``case_index`` int64 ``(N,)``, the position in ``splits[...]``; ``case_id``, a list of strings; of volumes, ``spacing`` float32 ``(N, 3)``, in mm. Training
+    batches hold patches; the others one whole volume or image each, sharded over ranks without repeats.
 
     All randomness follows from (seed, epoch, case id, draw), whatever the number of workers; see :mod:`densecal.data.dataset`.
 
@@ -46,7 +49,7 @@ class SegmentationData(L.LightningDataModule):
     Raises:
         DataProblems: If ``check`` finds any, before anything is written.
         FileNotFoundError: If there is no such folder.
-        ValueError: If the cases cannot be split as the card says.
+        ValueError: If the cases cannot be split as the card says, or patches cannot be varied as it says.
 
     Example:
         >>> data = SegmentationData(load_card("hippocampus"), seed=0)  # doctest: +SKIP
@@ -61,6 +64,7 @@ class SegmentationData(L.LightningDataModule):
         first = getattr(rank_zero_only, "rank", None) in (0, None)
         self.progress = progress and first
         self.schema = card.schema
+        medium_of(card).loading(card, train=True)  # what an augmentation is refused for shows before the files are read
         # A rank without a case of its own has an empty loader; Lightning takes that for a mistake unless told.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -117,19 +121,19 @@ class SegmentationData(L.LightningDataModule):
         return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer is not None else 0  # type: ignore[attr-defined]
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self.whole_volumes("val")
+        return self.whole_cases("val")
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self.whole_volumes("test")
+        return self.whole_cases("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self.whole_volumes("test")
+        return self.whole_cases("test")
 
-    def whole_volumes(self, split: str) -> DataLoader[dict[str, Any]]:
+    def whole_cases(self, split: str) -> DataLoader[dict[str, Any]]:
         """The cases of a split one by one, those of this rank."""
         dataset = self.dataset(split)
         rank, world_size = self._place()
-        # Cached volumes are ready as they are; sending them through a worker would only copy them.
+        # Cached cases are as good as ready; sending them through a worker would only copy them.
         return self._loader(dataset, ShardSampler(len(dataset), rank=rank, world_size=world_size), 1, 0 if self.card.cache else self.card.num_workers)
 
     def _loader(self, dataset: CaseDataset, sampler: EpochSampler | ShardSampler, batch_size: int, workers: int) -> DataLoader[dict[str, Any]]:
@@ -139,7 +143,8 @@ class SegmentationData(L.LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            **(_fork_server() if workers and self._place()[1] > 1 else {}),
+            multiprocessing_context=_fork_server() if workers and self._place()[1] > 1 else None,
+            worker_init_fn=_begin_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each epoch would take a number from the global generator
         )
@@ -148,18 +153,20 @@ class SegmentationData(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
 
-def _fork_server() -> dict[str, Any]:
-    """Arguments of a loader whose workers are forked from a process without threads.
+def _fork_server() -> BaseContext:
+    """Forks workers from a process without threads.
 
     A process that talks to others has threads at work, and a worker forked while one of them holds a lock of Python's waits for it for ever.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "densecal.data"])  # else each worker would import it all by itself, one after the other
-    return {"multiprocessing_context": context, "worker_init_fn": _end_with_the_run}
+    return context
 
 
-def _end_with_the_run(worker: int) -> None:
-    """Such a worker's parent is the fork server, so torch does not see it when the process that it works for is killed."""
+def _begin_worker(worker: int) -> None:
+    """Give a worker one thread and an end."""
+    if "cv2" in sys.modules:  # and so in use
+        sys.modules["cv2"].setNumThreads(0)  # else each worker takes as many as there are cores; torch does the same with its own
     run = multiprocessing.parent_process()
     assert run is not None
 
@@ -167,4 +174,5 @@ def _end_with_the_run(worker: int) -> None:
         run.join()
         os._exit(1)
 
+    # Torch watches the process above, which for a worker of the fork server is that and not the run: it would not see the run being killed.
     threading.Thread(target=watch, daemon=True).start()

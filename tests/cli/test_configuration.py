@@ -56,6 +56,14 @@ REFUSED = {
     "key-with-two-plus": (["++sede=1"], r"Unknown setting 'sede'\. Did you mean 'seed'"),
     "key-with-plus-of-the-card": (["+data.patchsize=[8,8,8]"], r"Unknown setting 'data\.patchsize'\. Did you mean 'data\.patch_size'"),
     "key-with-plus-of-no-group": (["+modle.channels=[4,8]"], r"Unknown setting 'modle\.channels'\. Did you mean 'model\.channels'"),
+    "key-of-a-transform": (
+        ["data=camvid", "data.pipeline.RandomScale.scale_limits=1"],
+        r"Unknown setting 'data\.pipeline\.RandomScale\.scale_limits'\. Did you mean 'data\.pipeline\.RandomScale\.scale_limit'",
+    ),
+    "key-left-out": (
+        ["data=camvid", "~data.pipeline.ColorJiter"],
+        r"Unknown setting 'data\.pipeline\.ColorJiter'\. Did you mean 'data\.pipeline\.ColorJitter'",
+    ),
     "choice-loss": (["loss=slvs"], r"No loss 'slvs'\. Did you mean 'svls'\?"),
     "choice-model": (["model=unett"], r"No model 'unett'\. Did you mean 'unet'"),
     "choice-network-encoder": (["model=unet_resnet19"], r"^No model 'unet_resnet19'\. Did you mean 'unet_resnet18'.{,200}$"),
@@ -88,6 +96,14 @@ REFUSED = {
     "sweep-second-job": (["-m", "inference.overlap=0.5,half"], r"inference\.overlap: expected float, but got 'half'"),
     "card-missing": (["data=/nowhere/card.yaml"], r"No data set card /nowhere/card\.yaml"),
 }
+
+
+def test_transforms_of_images_are_changed_left_out_and_added_in_order():
+    lines = ["data.pipeline.RandomScale.scale_limit=[-0.25,0.25]", "~data.pipeline.ColorJitter", "+data.pipeline.GaussianBlur.p=0.3"]
+    pipeline = composed("data=camvid", *lines).data.pipeline
+    assert list(pipeline) == ["RandomScale", "RandomCrop", "HorizontalFlip", "GaussianBlur"]
+    assert pipeline.RandomScale == {"scale_limit": [-0.25, 0.25], "p": 1.0}
+    assert pipeline.GaussianBlur == {"p": 0.3}
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)

@@ -41,14 +41,14 @@ def read_image(path: Path, channels: int, exif: str = "apply") -> NDArray[Any]:
         OSError: If there is no such file.
         ValueError: If it is no image.
     """
-    flags = cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE)
+    flags = cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE)
     if exif == "ignore":
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     content = np.frombuffer(path.read_bytes(), np.uint8)
     image = cv2.imdecode(content, flags) if content.size else None
     if image is None:
         raise ValueError("not an image that OpenCV can read")
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image[..., None]
+    image = image if channels == 3 else image[..., None]
     if image.dtype == np.uint8:
         return image
     return image.astype(np.float32) / (65535 if image.dtype == np.uint16 else 1)

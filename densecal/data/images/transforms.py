@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import random
 from collections.abc import Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from densecal.data.images.labels import LabelReader
 from densecal.data.layouts import Case
 from densecal.registry import near_matches
 
-__all__ = ["ImageLoading", "Normalisation", "build_pipeline"]
+__all__ = ["ImageLoading", "ImagePipeline", "Normalisation"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -27,15 +29,23 @@ class ImageLoading:
     """Images for training and testing; see :class:`densecal.data.medium.Loading`.
 
     In memory an image stays as it is in the file, ``(H, W, C)``, uint8 where that has 8 bits, and its label is a byte per pixel.
+
+    Args:
+        card: The data set.
+        train: Whether patches are drawn. Then what albumentations refuses shows at once.
+
+    Raises:
+        ValueError: As :class:`ImagePipeline`, if ``train``.
     """
 
     def __init__(self, card: DataCard, *, train: bool) -> None:
         self.card = card
         self.reader = LabelReader(card)
         self.normalise = Normalisation(card.normalisation)
-        self._pipelines: dict[torch.dtype, Any] = {}
-        if train:
-            self._pipelines[torch.uint8] = build_pipeline(card, self.reader, np.uint8)  # shows at once what albumentations refuses
+        self._pipeline = ImagePipeline(card, self.reader) if train else None
+        # Code of a pixel -> its class; the last entry is padding's, -1 in int16.
+        self._classes = np.full(max(256, self.reader.num_classes + 2), card.ignore_index, np.int32)
+        self._classes[1 : self.reader.num_classes + 1] = range(self.reader.num_classes)
 
     def load(self, case: Case) -> dict[str, Tensor]:
         assert case.label is not None
@@ -50,35 +60,28 @@ class ImageLoading:
         }
 
     def patch(self, item: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-        dtype = item["image"].dtype
-        if dtype not in self._pipelines:
-            self._pipelines[dtype] = build_pipeline(self.card, self.reader, np.float32)
-        pipeline = self._pipelines[dtype]
-        pipeline.set_random_seed(seed % 2**32)
-        varied = pipeline(image=item["image"].numpy(), mask=item["label"].numpy())
-        image, label = varied["image"], varied["mask"]
-        if image.shape[:2] != tuple(self.card.patch_size):
-            raise ValueError(
-                f"`pipeline` gives {image.shape[:2]} instead of `patch_size` {tuple(self.card.patch_size)}; let it end with a RandomCrop"
-            )
-        return self._finished(torch.from_numpy(image), torch.from_numpy(label), item["statistics"])
+        assert self._pipeline is not None
+        image, label = self._pipeline(item["image"].numpy(), item["label"].numpy(), item["statistics"].numpy()[2], seed)
+        return self._finished(image, label, item["statistics"])
 
     def whole(self, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self._finished(item["image"], item["label"], item["statistics"])
+        return self._finished(item["image"].numpy(), item["label"].numpy(), item["statistics"])
 
-    def _finished(self, image: Tensor, label: Tensor, statistics: Tensor) -> dict[str, Tensor]:
+    def _finished(self, image: NDArray[Any], label: NDArray[Any], statistics: Tensor) -> dict[str, Tensor]:
         """Padding becomes 0 in the image, which is the mean, and "no class" in the label, whatever came after it in the pipeline."""
-        normalised = self.normalise(image, statistics)
         if self.reader.soft:
-            shares, total = label.movedim(-1, 0)[:-1], label.sum(dim=-1)
-            padded = total < 0.5
-            known = shares.sum(dim=0)
-            target = torch.where(known > 0.5, shares / known.clamp(min=0.5), 0.0)
+            codes = torch.from_numpy(label)
+            padded = label.sum(axis=-1) < 0.5
+            known = codes[..., :-1].sum(dim=-1)
+            target = torch.where(known > 0.5, codes.movedim(-1, 0)[:-1] / known.clamp(min=0.5), 0.0)
         else:
             padded = label == self.reader.padding
-            code = label.long()
-            target = torch.where(padded | (code == 0), self.card.ignore_index, code - 1).unsqueeze(0)
-        return {"image": normalised.masked_fill_(padded, 0.0), "label": target}
+            classes = cv2.LUT(label, self._classes) if label.dtype == np.uint8 else np.take(self._classes, label)
+            target = torch.from_numpy(classes).long().unsqueeze(0)
+        normalised = self.normalise(torch.from_numpy(image), statistics)
+        if padded.any():
+            np.copyto(normalised.numpy(), 0, where=padded)
+        return {"image": normalised, "label": target}
 
 
 class Normalisation:
@@ -107,65 +110,183 @@ class Normalisation:
         elif self.kind == "imagenet":
             mean, std = unit * np.array(IMAGENET_MEAN), unit * np.array(IMAGENET_STD)
         else:
-            values = image.reshape(-1, channels).astype(np.float64)
+            values, counts = _values_and_counts(image)
             if self.kind == "percentile":
-                low, high = np.percentile(values, (0.5, 99.5), axis=0)
+                low, high = np.percentile(image.reshape(-1, channels).astype(np.float64), (0.5, 99.5), axis=0)
                 values = values.clip(low, high)
-            mean, std = values.mean(axis=0), values.std(axis=0)
+            mean = np.average(values, axis=0, weights=counts)
+            std = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=counts))
             std[std == 0] = 1
         return np.stack([low, high, mean, std]).astype(np.float32)
 
     def __call__(self, image: Tensor, statistics: Tensor) -> Tensor:
         """``(H, W, C)`` -> float32 ``(C, H, W)``, in memory of its own."""
         low, high, mean, std = statistics[:, :, None, None]
-        result = image.movedim(-1, 0).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        if self.kind == "percentile":
-            result = result.clamp(low, high)
-        return result.sub_(mean).div_(std)
+
+        def normalised(values: Tensor) -> Tensor:
+            return (values.clamp(low, high) if self.kind == "percentile" else values).sub(mean).div_(std)
+
+        if image.dtype != torch.uint8:
+            return normalised(image.movedim(-1, 0)).contiguous()
+        # Of 8 bits there are 256 values: to look them up takes one pass over the image.
+        table = normalised(torch.arange(256, dtype=torch.float32).view(1, 1, 256)).numpy()  # (C, 1, 256)
+        result = torch.empty(image.shape[2], *image.shape[:2])
+        for channel, values, out in zip(cv2.split(image.numpy()), table, result.numpy(), strict=True):
+            cv2.LUT(channel, values, dst=out)
+        return result
 
 
-def build_pipeline(card: DataCard, reader: LabelReader, dtype: Any) -> Any:
-    """The card's augmentation as one albumentations transform of ``image=`` and ``mask=``.
+def _values_and_counts(image: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Values of each channel ``(V, C)`` and how often each is there: of 8 bits there are 256, else every pixel is one."""
+    channels = image.shape[2]
+    if image.dtype != np.uint8:
+        values = image.reshape(-1, channels).astype(np.float64)
+        return values, np.broadcast_to(1.0, values.shape)
+    counts = [cv2.calcHist([image], [c], None, [256], [0, 256]).ravel() for c in range(channels)]
+    return np.repeat(np.arange(256.0)[:, None], channels, axis=1), np.stack(counts, axis=1)
+
+
+class ImagePipeline:
+    """The card's augmentation of an image and its label, by albumentations.
+
+    Args:
+        card: Names the transforms; those of ``card.pipeline``, or a crop alone without ``card.augment``.
+        reader: Which codes labels have.
 
     Raises:
-        ValueError: If a name is no transform of albumentations, or an argument is not one of its arguments or has a value that it refuses.
+        ValueError: If a name is no transform of albumentations that varies an image with a label, or an argument is not one of its arguments or has a value that it
+            refuses.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
-    import albumentations as A
 
-    steps = card.pipeline if card.augment else {"RandomCrop": {"pad_if_needed": True}}
-    mean = np.array(IMAGENET_MEAN if card.image_channels == 3 else [np.mean(IMAGENET_MEAN)]) * (255 if dtype == np.uint8 else 1)
-    return A.Compose([_step(A, name, dict(arguments or {}), card, reader, mean.tolist()) for name, arguments in steps.items()])
+    def __init__(self, card: DataCard, reader: LabelReader) -> None:
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
+        import albumentations as A
+
+        self.patch_size = tuple(card.patch_size)
+        steps = card.pipeline if card.augment else {"RandomCrop": {"pad_if_needed": True}}
+        made = {name: _step(A, name, dict(arguments or {}), card, reader) for name, arguments in steps.items()}
+        self.compose = A.Compose(list(made.values()))
+        self.filled = [step for name, step in made.items() if _is_filled(step) and "fill" not in (steps[name] or {})]
+
+    def __call__(self, image: NDArray[Any], label: NDArray[Any], mean: NDArray[np.float32], seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """A patch.
+
+        Args:
+            image: ``(H, W, C)``, uint8 or float32.
+            label: Codes ``(H, W)`` or shares ``(H, W, K + 1)``.
+            mean: What the image is filled with, ``(C,)``.
+            seed: Says all that is drawn.
+
+        Raises:
+            ValueError: If the result has another size than patches have.
+        """
+        fill = (np.rint(mean) if image.dtype == np.uint8 else mean).tolist()
+        for step in self.filled:
+            step.fill = tuple(fill) if len(fill) > 1 else fill[0]
+        # One state for all: of one seed each, transforms would draw the same numbers and mirror just those patches that get other colours.
+        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        result = self.compose(image=image, mask=label)
+        if result["image"].shape[:2] != self.patch_size:
+            raise ValueError(
+                f"data.pipeline gives {result['image'].shape[:2]} instead of data.patch_size {self.patch_size}. Let it end with a RandomCrop"
+            )
+        return np.ascontiguousarray(result["image"]).reshape(*self.patch_size, -1), np.ascontiguousarray(result["mask"])
 
 
-def _step(albumentations: Any, name: str, arguments: dict[str, Any], card: DataCard, reader: LabelReader, mean: list[float]) -> Any:
-    kinds = {
+_DONE_ELSEWHERE = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2")
+_NAMES_LABELS = ("fill_mask", "mask_drop_value", "ignore_values", "mask_indices")
+"""Arguments that are classes."""
+_WEIGHTED_MEANS = ("INTER_NEAREST", "INTER_LINEAR", "INTER_AREA", "INTER_NEAREST_EXACT", "INTER_LINEAR_EXACT")
+"""Interpolations that keep shares in [0, 1]."""
+
+
+def _step(albumentations: Any, name: str, arguments: dict[str, Any], card: DataCard, reader: LabelReader) -> Any:
+    kinds: dict[str, Any] = {
         key: value
         for key, value in vars(albumentations).items()
-        if inspect.isclass(value) and issubclass(value, albumentations.BasicTransform) and not inspect.isabstract(value)
+        if inspect.isclass(value)
+        and issubclass(value, (albumentations.DualTransform, albumentations.ImageOnlyTransform))
+        and value.__module__.startswith("albumentations.augmentations.")  # not the base classes
+        and not issubclass(value, albumentations.Transform3D)
+        and "BBox" not in key
     }
+    if name in _DONE_ELSEWHERE:
+        raise ValueError(f"data.pipeline.{name}: images are normalised and made tensors after the pipeline, as `normalisation` says. Leave it out.")
     if name not in kinds:
-        near = near_matches(name, kinds).partition(" Valid:")[0]
-        raise ValueError(f"data.pipeline.{name}: albumentations has no such transform. {near}".rstrip())
+        near = near_matches(name, kinds).partition("Valid:")[0]  # which are a hundred
+        raise ValueError(f"data.pipeline.{name}: albumentations has no such transform of images. {near}".rstrip())
     parameters = inspect.signature(kinds[name].__init__).parameters
     if unknown := [key for key in arguments if key not in parameters]:
         raise ValueError(
             f"data.pipeline.{name}.{unknown[0]}: not an argument of {name}. {near_matches(unknown[0], [p for p in parameters if p != 'self'])}"
         )
-    suited = _suited(parameters, card, reader, mean)
-    if not reader.soft and arguments.get("mask_interpolation", suited.get("mask_interpolation")) != suited.get("mask_interpolation"):
-        raise ValueError(f"data.pipeline.{name}.mask_interpolation: labels are resized to the nearest and nothing else. Leave it out.")
+    _check_interpolation(name, arguments, reader)
+    for key in _NAMES_LABELS:
+        if arguments.get(key) is not None:
+            arguments[key] = _codes(f"data.pipeline.{name}.{key}", arguments[key], card, reader)
     try:
-        return kinds[name](**suited | arguments)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"data.pipeline.{name}: {reason}") from None
+        strict = {"strict": True} if "InitSchema" in vars(kinds[name]) else {}  # else some wrong values give a warning and defaults
+        step = kinds[name](**_suited(parameters, card, reader) | arguments | strict)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"data.pipeline.{name}: {_one_line(error)}") from None
+    if needs := [key for key in step.targets_as_params if key not in ("image", "mask")]:
+        raise ValueError(f"data.pipeline.{name}: needs {', '.join(needs)} besides an image and its label. Leave it out.")
+    if not type(step).__module__.startswith("albumentations.augmentations.crops."):  # a crop may want larger images than the one it is tried on
+        _try(step, name, card, reader)
+    return step
 
 
-def _suited(parameters: Mapping[str, inspect.Parameter], card: DataCard, reader: LabelReader, mean: list[float]) -> dict[str, Any]:
+def _try(step: Any, name: str, card: DataCard, reader: LabelReader) -> None:
+    """Refuse a transform that cannot take such images and labels or would make others of them, before it is drawn in the middle of the training."""
+    image = np.zeros((*card.patch_size, card.image_channels), np.uint8)
+    label = np.ones(card.patch_size, reader.dtype)
+    label[:, card.patch_size[1] // 2 :] = 2
+    if reader.soft:
+        label = np.eye(reader.num_classes + 1, dtype=np.float32)[label - 1]
+    step.set_random_seed(0)
+    try:
+        result = step(image=image, mask=label, force_apply=True)
+    except Exception as error:
+        raise ValueError(
+            f"data.pipeline.{name}: cannot vary images of {card.image_channels} channel(s) and their labels. {_one_line(error)}"
+        ) from None
+    if result["image"].dtype != image.dtype or result["image"][0].size != result["image"].shape[1] * card.image_channels:
+        raise ValueError(f"data.pipeline.{name}: turns {_form(image)} into {_form(result['image'])}. Leave it out.")
+    if reader.soft and result["mask"].sum(axis=-1).max(initial=0) > 1.001:
+        raise ValueError(f"data.pipeline.{name}: makes shares that do not sum to 1 of soft labels. Leave it out.")
+
+
+def _form(image: NDArray[Any]) -> str:
+    channels = image.shape[2] if image.ndim == 3 else 1
+    return f"{image.dtype} images of {channels} channel{'s' if channels > 1 else ''}"
+
+
+def _check_interpolation(name: str, arguments: Mapping[str, Any], reader: LabelReader) -> None:
+    if "mask_interpolation" not in arguments:
+        return
+    if not reader.soft:
+        raise ValueError(f"data.pipeline.{name}.mask_interpolation: labels are resized to the nearest and nothing else. Leave it out.")
+    allowed = {getattr(cv2, kind): kind for kind in _WEIGHTED_MEANS}
+    if arguments["mask_interpolation"] not in allowed:
+        spelled = ", ".join(f"{number} ({kind})" for number, kind in sorted(allowed.items()))
+        raise ValueError(f"data.pipeline.{name}.mask_interpolation: expected one of {spelled}, but got {arguments['mask_interpolation']!r}.")
+
+
+def _codes(key: str, value: Any, card: DataCard, reader: LabelReader) -> Any:
+    """Classes as the pipeline sees them; `ignore_index` is what padding is."""
+    if reader.soft:
+        raise ValueError(f"{key}: soft labels are filled with nothing. Leave it out.")
+    if isinstance(value, (list, tuple)):
+        return [_codes(key, one, card, reader) for one in value]
+    if value == card.ignore_index:
+        return reader.padding
+    if value not in range(reader.num_classes):
+        raise ValueError(f"{key}: expected a class 0 to {reader.num_classes - 1} or ignore_index {card.ignore_index}, but got {value!r}.")
+    return int(value) + 1
+
+
+def _suited(parameters: Mapping[str, inspect.Parameter], card: DataCard, reader: LabelReader) -> dict[str, Any]:
     """What an argument is unless the card gives it."""
-    import cv2
-
     height, width = card.patch_size
     exact = "INTER_NEAREST_EXACT" in str(parameters["mask_interpolation"].annotation) if "mask_interpolation" in parameters else False
     nearest = cv2.INTER_NEAREST_EXACT if exact else cv2.INTER_NEAREST  # the exact one has the same centres as the image's
@@ -175,9 +296,25 @@ def _suited(parameters: Mapping[str, inspect.Parameter], card: DataCard, reader:
         "min_height": height,
         "min_width": width,
         "size": (height, width),
-        "fill": mean if len(mean) > 1 else mean[0],
         "fill_mask": reader.padding,
         "mask_interpolation": cv2.INTER_LINEAR if reader.soft else nearest,
     }
     # A transform whose fill_mask is None leaves labels as they are.
     return {key: value for key, value in values.items() if key in parameters and not (key == "fill_mask" and parameters[key].default is None)}
+
+
+def _is_filled(step: Any) -> bool:
+    """Whether a transform fills parts of an image with one colour."""
+    fill = inspect.signature(type(step).__init__).parameters.get("fill")
+    return fill is not None and "tuple" in str(fill.annotation)
+
+
+def _one_line(error: Exception) -> str:
+    """What pydantic says of the first value that it refuses, without its headline and its link."""
+    cause = error.__cause__ or error
+    if not hasattr(cause, "errors"):
+        return " ".join(str(error).split())
+    first = cause.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    came = f" (got {first['input']!r})" if place and first["type"] != "missing" else ""
+    return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}{came}"
