@@ -147,7 +147,7 @@ def test_installed_check_reports_problems(environment, blobs, tmp_path):
     assert "DENSECAL_DATA" in missing.stderr
 
 
-@pytest.mark.parametrize(("command", "setting"), [("densecal-train", "monitor: val/dice"), ("densecal-predict", "checkpoint: best")])
+@pytest.mark.parametrize(("command", "setting"), [("densecal-train", "monitor_mode: auto"), ("densecal-predict", "checkpoint: best")])
 def test_installed_command_finds_its_configs(command, setting, environment, tmp_path):
     shown = run(environment / command, "--help", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr

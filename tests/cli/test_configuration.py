@@ -506,4 +506,4 @@ def test_defect_of_the_body_shows_where_it_is(monkeypatch, capfd):
 
 def test_help_lists_the_settings(monkeypatch, capsys):
     assert run(monkeypatch, Body(), "--help") == 0
-    assert "monitor: val/dice" in capsys.readouterr().out
+    assert "monitor_mode: auto" in capsys.readouterr().out

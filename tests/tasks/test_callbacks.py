@@ -140,9 +140,12 @@ def test_one_line_an_epoch(tmp_path, capsys):
     ids=["structure", "scene"],
 )
 def test_one_line_an_epoch_shows_the_overlap_that_leads(scores, shown, tmp_path, capsys):
+    lines = EpochLines()
+
     class Scores(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
+            lines.on_validation_end(trainer, pl_module)
             trainer.callback_metrics.update({f"val/{name}": torch.tensor(value) for name, value in scores.items()})
 
-    fit(tmp_path, 1, callbacks=[Scores(), EpochLines()])
+    fit(tmp_path, 1, callbacks=[Scores(), lines])
     assert f"  {shown}  0:00 left" in capsys.readouterr().out
