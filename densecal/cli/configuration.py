@@ -75,7 +75,7 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> None:
 
 
 def prepare_arguments(argv: Sequence[str], config_name: str) -> list[str]:
-    """Register the cards, check every override of a command line, and return the line as Hydra takes it.
+    """Check every override of a command line, and return the line as Hydra takes it.
 
     Args:
         argv: Arguments after the program's name.
@@ -91,9 +91,8 @@ def prepare_arguments(argv: Sequence[str], config_name: str) -> list[str]:
     if unknown:
         raise CommandError(f"Unknown option {unknown[0]!r}. Settings are written key=value, for example loss=svls; --help lists the options.")
     if args.help or args.hydra_help or args.info or args.shell_completion:
-        _register_cards([])
         return list(argv)
-    overrides = _register_cards(args.overrides)
+    overrides = _with_own_cards(args.overrides)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(configs_dir())):
         extra = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
@@ -105,13 +104,11 @@ def prepare_arguments(argv: Sequence[str], config_name: str) -> list[str]:
     return [additions.get(rewritten.get(arg, arg), rewritten.get(arg, arg)) for arg in argv]
 
 
-def _register_cards(overrides: Sequence[str]) -> list[str]:
-    """Make every data set card a choice of the group ``data``; a path to a card of the user's own becomes one too."""
-    from densecal.data.card import card_names, load_card
+def _with_own_cards(overrides: Sequence[str]) -> list[str]:
+    """Make a card of the user's own, given by its path, a choice of the group ``data``, as those that densecal brings are."""
+    from densecal.data.card import load_card
 
     store = ConfigStore.instance()
-    for name in card_names():
-        store.store(group="data", name=name, node=OmegaConf.structured(load_card(name)))
     result: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")

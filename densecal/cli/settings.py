@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from densecal.cli.networks import register_network_pairs
+from densecal.cli.sources import register_sources
 
 __all__ = ["EvaluateSettings", "PredictSettings", "TrainSettings", "register_settings"]
 
@@ -86,7 +86,7 @@ class EvaluateSettings:
 
 def register_settings() -> None:
     """Let the YAML files name the classes above in their defaults, and the command line a pair of architecture and encoder."""
-    register_network_pairs()
+    register_sources()
     store = ConfigStore.instance()
     store.store(name="train_settings", node=TrainSettings)
     store.store(name="predict_settings", node=PredictSettings)

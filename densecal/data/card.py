@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -492,9 +493,15 @@ def _aliases() -> dict[str, str]:
     return {str(alias): path.stem for path in sorted(cards_dir().glob("*.yaml")) for alias in _read_yaml(path).get("aliases") or []}
 
 
+@cache
+def _parsed(path: Path, changed: int) -> Any:
+    """Content of a YAML file; read once as long as it is not ``changed``."""
+    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = copy.deepcopy(_parsed(path, path.stat().st_mtime_ns))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
