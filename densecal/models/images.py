@@ -173,6 +173,11 @@ class SupervisedNetwork(nn.Module):
             widths = [_width(block) for block in blocks[-2 : -2 - deep_supervision_heads : -1]]
             self.heads = nn.ModuleList([nn.Conv2d(width, num_classes, 1) for width in widths])
 
+    @property
+    def encoder(self) -> nn.Module:
+        """The network's encoder, which may learn at a rate of its own."""
+        return self.network.get_submodule("encoder")
+
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits ``(N, C, H, W)`` of images ``(N, C_in, H, W)``; while training a list of outputs, the logits first."""
         if not self.training:
@@ -193,7 +198,7 @@ class SupervisedNetwork(nn.Module):
 
     def _watched(self) -> list[nn.Module]:
         if self.auxiliary:
-            return [self.network.get_submodule("encoder")]
+            return [self.encoder]
         blocks = self.network.get_submodule("decoder").blocks
         assert isinstance(blocks, nn.ModuleList)
         return list(blocks[-1 - len(self.heads) : -1])

@@ -87,6 +87,7 @@ def test_an_auxiliary_head_changes_no_logits():
     network = smp(3, 4, architecture="pspnet", encoder="resnet18", auxiliary_head=True, auxiliary_weight=0.25)
     assert isinstance(network, SupervisedNetwork)
     assert network.output_weights == (1.0, 0.25)
+    assert network.encoder is network.network.encoder, "so that it can learn at a rate of its own"
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(network.eval()(image), network.network(image))
