@@ -6,14 +6,16 @@ import multiprocessing
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from densecal.data.card import SPLITS, DataCard, override_card, resolve_root
 from densecal.data.dataset import CaseDataset, EpochSampler, ShardSampler
@@ -137,8 +139,9 @@ class SegmentationData(L.LightningDataModule):
         return self._loader(dataset, ShardSampler(len(dataset), rank=rank, world_size=world_size), 1, 0 if self.card.cache else self.card.num_workers)
 
     def _loader(self, dataset: CaseDataset, sampler: EpochSampler | ShardSampler, batch_size: int, workers: int) -> DataLoader[dict[str, Any]]:
-        return DataLoader(
+        return _Loader(
             dataset,
+            collate_fn=_collate,
             batch_size=batch_size,
             sampler=sampler,
             num_workers=workers,
@@ -151,6 +154,25 @@ class SegmentationData(L.LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch in which the numbers of the cases are no tensor yet: each tensor of a worker takes a file handle, which for a few numbers is slow."""
+    cases = np.array([item["case_index"] for item in items])
+    return {**default_collate([{key: value for key, value in item.items() if key != "case_index"} for item in items]), "case_index": cases}
+
+
+class _Loader(DataLoader[dict[str, Any]]):
+    """Finishes batches here: label maps become int64, since of a small type they travel faster from the workers."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            batch["case_index"] = torch.from_numpy(batch["case_index"])
+            label = batch["label"]
+            if label.dtype in (torch.int16, torch.int32):
+                batch["label"] = torch.empty(label.shape, dtype=torch.int64, pin_memory=label.is_pinned())
+                np.copyto(batch["label"].numpy(), label.numpy())  # torch's threads would spin beside the workers
+            yield batch
 
 
 def _fork_server() -> BaseContext:

@@ -65,6 +65,7 @@ class RunCases:
     def beside_label(self, place: int, prediction: Prediction) -> PredictedCase:
         """A prediction with the label of its case as stored."""
         label = self._references[place]["label"]
+        label = label if label.is_floating_point() else label.long()
         source = prediction.source
         return PredictedCase(
             self.case_ids[place], prediction.probs, label[0] if label.shape[0] == 1 else label, source.spacing or None, source.axis_names

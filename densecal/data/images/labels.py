@@ -89,9 +89,9 @@ class LabelReader:
         else:
             numbers, inverse = np.unique(values, return_inverse=True)
             codes = np.array([self._codes.get(int(number), self.padding) for number in numbers], self.dtype)[inverse].reshape(values.shape)
-        unknown = codes == self.padding
-        if unknown.any():
-            found = _spell(values[unknown])
+        # Padding's code is the largest or the smallest there is, which is found faster than any other.
+        if codes.size and self.padding == (codes.max() if self.padding > 0 else codes.min()):
+            found = _spell(values[codes == self.padding])
             raise BadFileError(f"has labels outside {self._expected()}: {found}. Add the class to the card, or list the number in `ignore_values`.")
         if stored.palette is not None:
             self._check_palette(values, stored.palette)

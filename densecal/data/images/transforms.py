@@ -44,7 +44,8 @@ class ImageLoading:
         self.normalise = Normalisation(card.normalisation)
         self._pipeline = ImagePipeline(card, self.reader) if train else None
         # Code of a pixel -> its class; the last entry is padding's, -1 in int16.
-        self._classes = np.full(max(256, self.reader.num_classes + 2), card.ignore_index, np.int32)
+        kind: Any = np.int16 if max(self.reader.num_classes, abs(card.ignore_index)) < 2**15 else np.int32
+        self._classes = np.full(max(256, self.reader.num_classes + 2), card.ignore_index, kind)
         self._classes[1 : self.reader.num_classes + 1] = range(self.reader.num_classes)
 
     def load(self, case: Case) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ class ImageLoading:
         else:
             padded = label == self.reader.padding
             classes = cv2.LUT(label, self._classes) if label.dtype == np.uint8 else np.take(self._classes, label)
-            target = torch.from_numpy(classes).long().unsqueeze(0)
+            target = torch.from_numpy(classes).unsqueeze(0)
         normalised = self.normalise(torch.from_numpy(image), statistics)
         if padded.any():
             np.copyto(normalised.numpy(), 0, where=padded)
@@ -99,6 +100,7 @@ class Normalisation:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
+        self._last: tuple[bytes, NDArray[np.float32]] = (b"", np.empty(0, np.float32))
 
     def statistics(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Lowest and highest value, mean and standard deviation of each channel, ``(4, C)``, in the units of the file."""
@@ -121,19 +123,24 @@ class Normalisation:
 
     def __call__(self, image: Tensor, statistics: Tensor) -> Tensor:
         """``(H, W, C)`` -> float32 ``(C, H, W)``, in memory of its own."""
-        low, high, mean, std = statistics[:, :, None, None]
-
-        def normalised(values: Tensor) -> Tensor:
-            return (values.clamp(low, high) if self.kind == "percentile" else values).sub(mean).div_(std)
-
         if image.dtype != torch.uint8:
-            return normalised(image.movedim(-1, 0)).contiguous()
+            return self._normalised(image.movedim(-1, 0), statistics).contiguous()
         # Of 8 bits there are 256 values: to look them up takes one pass over the image.
-        table = normalised(torch.arange(256, dtype=torch.float32).view(1, 1, 256)).numpy()  # (C, 1, 256)
         result = torch.empty(image.shape[2], *image.shape[:2])
-        for channel, values, out in zip(cv2.split(image.numpy()), table, result.numpy(), strict=True):
+        for channel, values, out in zip(cv2.split(image.numpy()), self._table(statistics), result.numpy(), strict=True):
             cv2.LUT(channel, values, dst=out)
         return result
+
+    def _normalised(self, values: Tensor, statistics: Tensor) -> Tensor:
+        low, high, mean, std = statistics[:, :, None, None]
+        return (values.clamp(low, high) if self.kind == "percentile" else values).sub(mean).div_(std)
+
+    def _table(self, statistics: Tensor) -> NDArray[np.float32]:
+        """What the values 0 to 255 become, ``(C, 1, 256)``; kept for the next image, whose statistics may be the same."""
+        key = statistics.numpy().tobytes()
+        if key != self._last[0]:
+            self._last = (key, self._normalised(torch.arange(256, dtype=torch.float32).view(1, 1, 256), statistics).numpy())
+        return self._last[1]
 
 
 def _values_and_counts(image: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[Any]]:
