@@ -97,10 +97,10 @@ def test_from_run_does_not_need_the_data(run, tmp_path, image):
     assert Predictor.from_run(copy)(save(tmp_path / "scan.nii.gz", image)).probs.shape == (3, *image.shape)
 
 
-def pretrained_unet(weights: str | None = "imagenet", **arguments) -> nn.Module:
+def pretrained_unet(in_channels: int, num_classes: int, spatial_dims: int = 3, weights: str | None = "imagenet", **options) -> nn.Module:
     if weights is not None:
         raise OSError("Cannot download: no internet here.")
-    return unet(**arguments)
+    return unet(in_channels, num_classes, spatial_dims=spatial_dims, **options)
 
 
 def test_from_run_downloads_no_weights(run, tmp_path):
