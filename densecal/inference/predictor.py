@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -88,7 +89,7 @@ class Predictor:
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
-            ValueError: If it is not densecal's, or damaged.
+            ValueError: If it is not densecal's, or damaged, or ``inference`` has an option out of its range.
         """
         path = find_checkpoint(Path(run), checkpoint)
         content = read_checkpoint(path)
@@ -102,7 +103,10 @@ class Predictor:
         model.load_state_dict(weights)
         if inference is not None:
             config.inference = inference
-        window = instantiate(config.inference, patch_size=list(card.patch_size), spatial_dims=card.spatial_dims)
+        try:
+            window = instantiate(config.inference, patch_size=list(card.patch_size), spatial_dims=card.spatial_dims)
+        except InstantiationException as error:
+            raise ValueError(f"inference: {str(error.__cause__ or error).splitlines()[0]}") from error
         predictor = cls(model, card, window, device)
         predictor.config = config
         return predictor

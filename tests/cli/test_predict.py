@@ -151,6 +151,11 @@ def test_no_volume_predicted_leaves_nothing(predict, tmp_path):
     ("arguments", "message"),
     [
         (["outputs=[probabilities]"], r"outputs: expected any of .*'probs'.*'probabilities'"),
+        (["outputs=[overlay]"], r"outputs: of a volume expected any of .*'confidence'\), but got 'overlay'"),
+        (
+            ["inference=whole_image", "inference.flip_axes=[3]"],
+            r"inference: Expected `flip_axes` to be different ones of .*\(0, 1, 2\), but got \(3,\)",
+        ),
         (["outputs=[]"], r"outputs: expected at least one of .*'probs'"),
         (["checkpoint=first"], r"checkpoint: expected one of \('best', 'last'\), but got 'first'"),
         (["device=gpu"], r"device: cannot use 'gpu'"),
