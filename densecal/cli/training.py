@@ -232,7 +232,7 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
         "case_index": torch.zeros(1, dtype=torch.long),
         "case_id": ["probe"],
     }
-    if card.spatial_dims == 3:
+    if medium_of(card).measured:
         batch["spacing"] = torch.ones(1, 3)
     try:
         task.losses(logits, batch)

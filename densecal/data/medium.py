@@ -64,6 +64,7 @@ class Medium(Protocol):
     Attributes:
         noun: What one file is called.
         element: What its elements are called.
+        measured: Whether files tell the distance between elements, so that batches hold their ``spacing``.
         suffixes: Endings of image files, in lower case.
         label_suffixes: Endings of label files.
         outputs: What a prediction can be written as.
@@ -71,6 +72,7 @@ class Medium(Protocol):
 
     noun: str
     element: str
+    measured: bool
     suffixes: tuple[str, ...]
     label_suffixes: tuple[str, ...]
     outputs: tuple[str, ...]

@@ -29,6 +29,7 @@ class ImageMedium:
 
     noun = "image"
     element = "pixel"
+    measured = False
     suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
     label_suffixes: tuple[str, ...] = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy", ".npz", ".mat")
     outputs: tuple[str, ...] = ("label", "probs", "confidence", "confidence_png", "overlay")

@@ -26,6 +26,7 @@ class VolumeMedium:
 
     noun = "volume"
     element = "voxel"
+    measured = True
     suffixes: tuple[str, ...] = (".nii.gz", ".nii")
     label_suffixes: tuple[str, ...] = suffixes
     outputs: tuple[str, ...] = ("label", "probs", "confidence")
