@@ -5,6 +5,8 @@ Hydra asks its sources in turn, so a file of the same name goes first; a choice 
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugin, Plugins
@@ -39,11 +41,13 @@ class _Group(ConfigSource):
     def _name(self, config_path: str) -> str:
         return config_path.removeprefix(f"{self.group}/").removesuffix(".yaml")
 
+    @abstractmethod
     def has(self, name: str) -> bool:
-        raise NotImplementedError
+        """Whether there is such a choice."""
 
+    @abstractmethod
     def make(self, name: str) -> DictConfig:
-        raise NotImplementedError
+        """Its config."""
 
 
 class Cards(_Group):
