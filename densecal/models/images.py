@@ -112,7 +112,7 @@ def smp(
             deep_supervision_heads=deep_supervision_heads,
         )
     _freeze_unused(network, in_channels)
-    # Convolutions follow the layout of their weights: unet_resnet18 takes a fifth less time for a step on a CPU. MONAI's instance normalisation gains nothing.
+    # Convolutions follow the layout of their weights, and this is the one that they are written for; batches need not come in it.
     return network.to(memory_format=torch.channels_last)
 
 
