@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from densecal.cli.facts import minutes, target_name, training_facts
 from densecal.data import DataCard, PredictedCase, SegmentationData
-from densecal.data.layouts import Case
-from densecal.data.validate import survey
+from densecal.data.validate import CaseFacts
 from densecal.inference import Predictor, RunCases, write_prediction
 from densecal.metrics import ClassPriorBaseline, Evaluation, SegmentationEvaluation, class_prior_baseline
 from densecal.report import Example, write_report
@@ -61,7 +60,7 @@ def evaluate_run(folder: Path, data: SegmentationData, config: DictConfig, *, ta
     if trainer.is_global_zero:
         notes = _notes(data.card, split)
         facts = _facts(folder, data, config, split, checkpoint, task, trainer, history)
-        shares = class_shares(data.splits["train"], data.card)
+        shares = class_shares(data.facts("train"), len(data.card.classes))
         baseline = None if shares is None else class_prior_baseline(result, shares)
         page = write_report(
             folder,
@@ -86,12 +85,12 @@ def add_case(evaluation: SegmentationEvaluation, case: PredictedCase, index: int
     evaluation.update(case.probs.unsqueeze(0).to(device), case.label.unsqueeze(0).to(device), torch.tensor([index], device=device), spacing=spacing)
 
 
-def class_shares(cases: Sequence[Case], card: DataCard) -> list[float] | None:
-    """Share of each class among the labelled voxels of the cases' files as stored; None where no file with a label can be read."""
-    voxels = np.zeros(len(card.classes))
-    for facts in survey(cases, card):
-        if facts.label_voxels.size:
-            voxels += facts.label_voxels
+def class_shares(facts: Iterable[CaseFacts], num_classes: int) -> list[float] | None:
+    """Share of each class among the labelled voxels of cases; None where there are none."""
+    voxels = np.zeros(num_classes)
+    for fact in facts:
+        if fact.label_voxels.size:
+            voxels += fact.label_voxels
     return (voxels / voxels.sum()).tolist() if voxels.sum() else None
 
 

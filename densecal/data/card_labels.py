@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from densecal.data.arrays import ArrayFile, open_array
 from densecal.data.card import DataCard
 from densecal.data.layouts import Case
 from densecal.data.medium import medium_of
+
+if TYPE_CHECKING:
+    from densecal.data.images.labels import LabelReader
 
 __all__ = ["CardLabels"]
 
@@ -36,6 +39,7 @@ class CardLabels:
         self.files = {case.id: case.label for case in cases if case.label is not None}
         self._images = {case.id: case.image for case in cases}
         self._medium = medium_of(card)
+        self._reader: LabelReader | None = None
 
     def open(self, path: Path) -> ArrayFile:
         """A label file as an array: classes ``(*spatial)``, or shares, where ``ignore_index`` marks pixels without a class.
@@ -48,7 +52,8 @@ class CardLabels:
         from densecal.data.images.files import read_label
         from densecal.data.images.labels import LabelReader
 
-        label = LabelReader(self.card)(read_label(path))
+        self._reader = self._reader or LabelReader(self.card)
+        label = self._reader(read_label(path))
         if self.card.soft_labels:
             shares = np.ascontiguousarray(np.moveaxis(label[..., :-1], -1, 0))  # without the share of "no class"
             return _Decoded(path, "npy", shares.shape, shares.dtype.name, values=shares)

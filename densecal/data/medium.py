@@ -77,8 +77,8 @@ class Medium(Protocol):
     label_suffixes: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def inspect(self, case: Case, card: DataCard) -> CaseFacts:
-        """What the files of a case hold, and what is wrong with them."""
+    def inspector(self, card: DataCard) -> Callable[[Case], CaseFacts]:
+        """From a case to what its files hold, and what is wrong with them."""
         ...
 
     def loading(self, card: DataCard, *, train: bool) -> Loading:

@@ -22,7 +22,7 @@ from densecal.data.dataset import CaseDataset, EpochSampler, ShardSampler
 from densecal.data.layouts import Case, find_cases
 from densecal.data.medium import medium_of
 from densecal.data.split import split_cases
-from densecal.data.validate import DataProblems, find_problems
+from densecal.data.validate import CaseFacts, DataProblems, find_problems, survey
 
 __all__ = ["SegmentationData"]
 
@@ -70,6 +70,7 @@ class SegmentationData(L.LightningDataModule):
         # A rank without a case of its own has an empty loader; Lightning takes that for a mistake unless told.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
+        self._facts: dict[Case, CaseFacts] = {}
         self.root = resolve_root(card)
         cases = self._find(self.root, check and first)
         self.splits = split_cases(cases, card)
@@ -85,10 +86,18 @@ class SegmentationData(L.LightningDataModule):
 
     def _find(self, root: Path, check: bool) -> list[Case]:
         cases = find_cases(root, self.card)
-        problems = find_problems(cases, self.card, self.progress, root) if check or not cases else []
-        if problems:
+        if not cases:
+            raise DataProblems(find_problems(cases, self.card, root=root))
+        facts = survey(cases, self.card, self.progress) if check else []
+        if problems := [problem for fact in facts for problem in fact.problems]:
             raise DataProblems(problems)
+        self._facts |= dict(zip(cases, facts, strict=False))
         return cases
+
+    def facts(self, split: str) -> list[CaseFacts]:
+        """What the files of a split hold, as the check saw them; read now if they were not checked."""
+        cases = self.splits[split]
+        return [self._facts[case] for case in cases] if self._facts else survey(cases, self.card, self.progress)
 
     def dataset(self, split: str) -> CaseDataset:
         """The split as a torch data set, loaded into memory if the card says so."""

@@ -87,9 +87,9 @@ def find_problems(cases: Sequence[Case], card: DataCard, progress: bool = False,
 
 def survey(cases: Sequence[Case], card: DataCard, progress: bool = False) -> list[CaseFacts]:
     """Shape, spacing, label counts and problems of each case, read by several threads."""
-    medium = medium_of(card)
+    inspect = medium_of(card).inspector(card)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # each holds a case in memory, and more than the cores gain nothing
-        results: Iterable[CaseFacts] = pool.map(lambda case: medium.inspect(case, card), cases)
+        results: Iterable[CaseFacts] = pool.map(inspect, cases)
         facts = list(tqdm(results, total=len(cases), desc="Checking data", unit="case", disable=not progress, leave=False))
     first: dict[str, Case] = {}
     named: set[str] = set()

@@ -17,7 +17,7 @@ from densecal.data.validate import BadFileError, CaseFacts, Problem, check_prese
 __all__ = ["inspect"]
 
 
-def inspect(case: Case, card: DataCard) -> CaseFacts:
+def inspect(case: Case, card: DataCard, reader: LabelReader) -> CaseFacts:
     """What the files of a case hold, and what is wrong with them."""
     facts = CaseFacts(case.id)
     path = case.image[0]
@@ -26,7 +26,6 @@ def inspect(case: Case, card: DataCard) -> CaseFacts:
     except BadFileError as error:
         facts.problems.append(Problem(case.id, path, str(error)))
     assert case.label is not None
-    reader = LabelReader(card)
     try:
         label = reader(_stored(case.label, case, card))
         if facts.shape and label.shape[:2] != facts.shape:

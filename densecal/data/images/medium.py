@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,12 @@ class ImageMedium:
     label_suffixes: tuple[str, ...] = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy", ".npz", ".mat")
     outputs: tuple[str, ...] = ("label", "probs", "confidence", "confidence_png", "overlay")
 
-    def inspect(self, case: Case, card: DataCard) -> CaseFacts:
+    def inspector(self, card: DataCard) -> Callable[[Case], CaseFacts]:
         from densecal.data.images.check import inspect
+        from densecal.data.images.labels import LabelReader
 
-        return inspect(case, card)
+        reader = LabelReader(card)  # its tables take longer to make than many a label to read
+        return lambda case: inspect(case, card, reader)
 
     def loading(self, card: DataCard, *, train: bool) -> Loading:
         from densecal.data.images.transforms import ImageLoading

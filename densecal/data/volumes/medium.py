@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,10 @@ class VolumeMedium:
     label_suffixes: tuple[str, ...] = suffixes
     outputs: tuple[str, ...] = ("label", "probs", "confidence")
 
-    def inspect(self, case: Case, card: DataCard) -> CaseFacts:
+    def inspector(self, card: DataCard) -> Callable[[Case], CaseFacts]:
         from densecal.data.volumes.check import inspect
 
-        return inspect(case, card)
+        return lambda case: inspect(case, card)
 
     def loading(self, card: DataCard, *, train: bool) -> Loading:
         from densecal.data.volumes.transforms import VolumeLoading
