@@ -13,7 +13,6 @@ from densecal.schedules import Linear, TwoStage
 from densecal.targets import BoundarySmoothingTarget, LabelSmoothingTarget, OneHotTarget, ScheduledTarget, SVLSTarget
 from densecal.terms import CrossEntropy
 
-
 # Those that smooth a label map alone.
 NAMES = [name for name in TARGETS.list() if name != "one_hot" and not TARGETS.create(name).needs and TARGETS.create(name).activation == "softmax"]
 
@@ -73,9 +72,9 @@ def test_activation_and_ignored_label_are_those_of_the_target():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(ValueError, match="Expected a `label_target` that smooths labels, but got OneHotTarget"):
+    with pytest.raises(ValueError, match=r"Expected a `label_target` that smooths labels, but got OneHotTarget"):
         ScheduledTarget(label_target=OneHotTarget())
-    with pytest.raises(TypeError, match="Expected `label_target` to be a densecal.targets.Target, but got str"):
+    with pytest.raises(TypeError, match=r"`label_target` to be a densecal\.targets\.Target, but got str"):
         ScheduledTarget(label_target="svls")
     with pytest.raises(ValueError, match=r"Expected `share` in \[0, 1\], but got 1.5"):
         ScheduledTarget(label_target=SVLSTarget(), share=1.5)
