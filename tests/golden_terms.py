@@ -9,8 +9,9 @@ from torch import nn
 
 from densecal.integrations import monai
 from densecal.losses import CompoundLoss, FocalLoss, KLLoss, OnlineLabelSmoothingLoss
+from densecal.perturbation import perturb_labels
 from densecal.targets import OneHotTarget
-from densecal.terms import SCBCE, expected_perturbation
+from densecal.terms import SCBCE
 
 
 @handles("focal_marginloss", "focal_jdt")
@@ -39,7 +40,7 @@ def sc_bce(case, tensors):
             return self.loss(logits, target, context={"perturbation": case["params"]["alpha"]})
 
     shares = case["params"]["beta"] * tensors["alpha"].reshape(-1, 1, 1, 1)
-    expected = expected_perturbation(tensors["labels"].float(), shares, activation="sigmoid")
+    expected = perturb_labels(tensors["labels"].float(), shares, activation="sigmoid")
     torch.testing.assert_close(expected, tensors["expected_target"], rtol=0, atol=1e-6)
     check(case, tensors, WithLevels(), tensors["labels"].long())
 

@@ -17,13 +17,17 @@ COMPOSITIONS = ("compound", "deep_supervision")
 NAMES = [name for name in LOSSES.list() if name not in COMPOSITIONS]
 
 
+CASE_IDS = ("one", "two", "three")
+"""Names of the images of a batch, for losses that keep something for each."""
+
+
 def takes(name: str, option: str) -> bool:
     return option in inspect.signature(LOSSES[name]).parameters
 
 
 def make_loss(name: str, *, num_classes: int = 3, **options: Any) -> nn.Module:
     """The loss, with those of ``options`` that it has."""
-    options["num_classes"] = num_classes
+    options |= {"num_classes": num_classes, "case_ids": CASE_IDS}
     return LOSSES.create(name, **{key: value for key, value in options.items() if takes(name, key)})
 
 
@@ -39,6 +43,7 @@ def side_inputs(loss: nn.Module, logits: Tensor) -> Mapping[str, Any]:
         "image": lambda: draw(n, 1, *spatial),
         "spacing": lambda: torch.ones(n, len(spatial)),
         "teacher_logits": lambda: draw(n, c, *spatial),
+        "case_id": lambda: list(CASE_IDS[:n]),
         "perturbation": lambda: torch.full((n,), 0.1, device=logits.device),
     }
     return {need: makers[need]() for need in loss.needs}

@@ -53,6 +53,12 @@ def test_every_recipe_has_its_row():
         assert any(row.startswith(f"| `{path.stem}` |") for row in rows), f"README.md has no row for experiment={path.stem}."
 
 
+def test_every_perturbation_has_its_row():
+    rows = [line for line in README.splitlines() if line.startswith("| ")]
+    for path in (ROOT / "configs" / "perturbation").glob("*.yaml"):
+        assert any(f"`perturbation={path.stem}`" in row for row in rows), f"README.md has no row with perturbation={path.stem}."
+
+
 def test_files_that_the_pages_link_to_are_there():
     for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md"):
         text = (ROOT / page).read_text(encoding="utf-8")

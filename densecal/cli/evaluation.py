@@ -72,6 +72,7 @@ def evaluate_run(folder: Path, data: SegmentationData, config: DictConfig, *, ta
             notes,
             case_ids=cases.case_ids,
             baseline=baseline,
+            case_levels=task.loss.case_levels() if hasattr(task.loss, "case_levels") else None,  # type: ignore[operator]
         )
         print_scores(result, split, baseline)
         print(f"report  {page.resolve()}", flush=True)

@@ -20,6 +20,7 @@ class TrainSettings:
     data: Any = MISSING
     model: Any = MISSING
     loss: Any = MISSING
+    perturbation: Any = None
     optimizer: Any = MISSING
     scheduler: Any = None
     encoder_lr_ratio: float = MISSING

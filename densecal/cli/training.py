@@ -25,12 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import densecal
-from densecal.cli.configuration import CommandError, build, given_settings
+from densecal.cli.configuration import CommandError, accepted, build, given_settings
 from densecal.cli.evaluation import evaluate_run
+from densecal.cli.facts import target_name
 from densecal.data import DataCard, DataProblems, SegmentationData
 from densecal.data.medium import medium_of
 from densecal.files import write_atomically
 from densecal.inference import Inferer
+from densecal.losses import CompoundLoss
 from densecal.metrics import SegmentationEvaluation
 from densecal.models.pretrained import without_pretrained
 from densecal.registry import near_matches
@@ -160,7 +162,8 @@ def _check_outputs(config: DictConfig, card: DataCard) -> None:
 
 def _experiment_name(config: DictConfig) -> str:
     choices = HydraConfig.get().runtime.choices
-    return str(config.experiment_name or _stem(choices, "experiment") or f"{config.data.name}_{_stem(choices, 'loss')}")
+    made = [config.data.name, _stem(choices, "loss"), _stem(choices, "perturbation")]
+    return str(config.experiment_name or _stem(choices, "experiment") or "_".join(name for name in made if name))
 
 
 def _stem(choices: Mapping[str, Any], group: str) -> str:
@@ -174,7 +177,7 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, r
         known |= without_pretrained(hydra.utils.get_object(config.model._target_))
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model: nn.Module = build(config.model, "model", **known)
-    loss: nn.Module = build(config.loss, "loss", ignore_index=data.schema.ignore_index, num_classes=data.schema.num_classes)
+    loss = _build_loss(config, data)
     window: Inferer = build(config.inference, "inference", patch_size=list(card.patch_size), spatial_dims=card.spatial_dims)
     task = SegmentationTask(
         model,
@@ -196,6 +199,30 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, r
     if config.monitor not in scores:
         raise CommandError(f"monitor: no score {config.monitor!r}. {near_matches(config.monitor, scores)}")
     return task
+
+
+def _build_loss(config: DictConfig, data: SegmentationData) -> nn.Module:
+    """The loss, with its labels perturbed if the config says so."""
+    case_ids = [case.id for case in data.splits["train"]]
+    loss: nn.Module = build(config.loss, "loss", ignore_index=data.schema.ignore_index, num_classes=data.schema.num_classes, case_ids=case_ids)
+    if config.get("perturbation"):
+        if not isinstance(loss, CompoundLoss):
+            raise CommandError(
+                f"perturbation: {type(loss).__name__} is not composed of a target and terms, so there are no labels to perturb. "
+                "Choose a loss of densecal's, or leave perturbation out."
+            )
+        options = accepted(config.perturbation._target_, activation=loss.target.activation, ignore_index=loss.ignore_index)
+        make = build(config.perturbation, "perturbation", case_ids=case_ids)
+        try:
+            loss.replace_target(make(label_target=loss.target, **options))
+        except (TypeError, ValueError) as error:
+            raise CommandError(f"perturbation: {error}") from None
+    if getattr(loss, "needs_validation", False) and not (data.splits["val"] and config.trainer.get("limit_val_batches") != 0):
+        raise CommandError(
+            "perturbation: its levels follow the accuracy on validation cases, of which there are none. Set data.val_fraction above 0 and leave "
+            "trainer.limit_val_batches alone, or choose levels that need none: perturbation=confidence_smoothing, loss_smoothing or stochastic."
+        )
+    return loss
 
 
 def _max_steps(config: DictConfig) -> int | None:
@@ -317,7 +344,8 @@ def _announce(config: DictConfig, data: SegmentationData, task: SegmentationTask
     patch = " x ".join(str(n) for n in card.patch_size)
     print(f"data    {card.name}: {sizes}; patches of {patch} {medium_of(data.card).element}s")
     print(f"model   {config.model._target_.rpartition('.')[2]}, {sum(p.numel() for p in task.model.parameters()) / 1e6:.2f} million parameters")
-    print(f"loss    {config.loss._target_.rpartition('.')[2]}")
+    around = f", its labels through {target_name(config.perturbation)}" if config.get("perturbation") else ""
+    print(f"loss    {target_name(config.loss)}{around}")
     epoch = f", from the end of epoch {read_checkpoint(checkpoint)['epoch'] + 1}" if checkpoint else ""
     print(f"run     {folder}{epoch}", flush=True)
 

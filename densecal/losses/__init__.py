@@ -4,6 +4,7 @@ Each is an ``nn.Module`` with ``forward(logits, target) -> Tensor``, so it drops
 """
 
 from densecal.losses.acls import ACLSLoss
+from densecal.losses.aslp import ASLPLoss
 from densecal.losses.boundary_smoothing import BoundarySmoothingLoss
 from densecal.losses.compound import CompoundLoss
 from densecal.losses.confidence_penalty import ConfidencePenaltyLoss
@@ -28,6 +29,7 @@ from densecal.losses.presets import (
 
 __all__ = [
     "ACLSLoss",
+    "ASLPLoss",
     "BoundarySmoothingLoss",
     "CRaCLoss",
     "CompoundLoss",

@@ -47,11 +47,8 @@ class CompoundLoss(nn.Module):
 
     def __init__(self, target: Target, terms: Mapping[str, Mapping[str, Any]], *, ignore_index: int | None = None) -> None:
         super().__init__()
-        if not isinstance(target, Target):
-            raise TypeError(f"Expected `target` to be a densecal.targets.Target, but got {type(target).__name__}.")
         if not terms:
             raise ValueError("Expected at least one term, {name: {'weight': ..., 'term': ...}}, but got none.")
-        self.target = target
         self.levels = nn.ModuleDict()
         self.parts = nn.ModuleDict()
         for name, entry in terms.items():
@@ -64,8 +61,25 @@ class CompoundLoss(nn.Module):
                 raise TypeError(f"Expected the term {name!r} to be a densecal.terms.Term, but got {type(term).__name__}.")
             self.levels[name] = Level(f"terms.{name}.weight", entry.get("weight", 1.0))
             self.parts[name] = term
+        self.replace_target(target)
         if ignore_index is not None:
             target.take_ignore_index(ignore_index, "the target", "the loss")
+
+    def replace_target(self, target: Target) -> None:
+        """Start from another target, such as one around the present one.
+
+        Raises:
+            TypeError: If it is something else.
+
+        Example:
+            >>> from densecal.perturbation import StochasticPerturbation
+            >>> from densecal.losses import SVLSLoss
+            >>> loss = SVLSLoss()
+            >>> loss.replace_target(StochasticPerturbation(label_target=loss.target, alpha=0.1))
+        """
+        if not isinstance(target, Target):
+            raise TypeError(f"Expected `target` to be a densecal.targets.Target, but got {type(target).__name__}.")
+        self.target = target
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(name for part in self._members() for name in part.needs))
 
     @property
@@ -80,7 +94,12 @@ class CompoundLoss(nn.Module):
 
     def terms(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """The unweighted value of each term by name; arguments as :meth:`forward`."""
+        first = (context or {}).get("output", 0) == 0
         logits, soft_target, context = self._prepared(logits, target, context)
+        if self.training and first:
+            with torch.no_grad():
+                for part in self._members():
+                    part.on_batch(logits, soft_target, context=_only(context, part.needs))
         return {name: term(logits, soft_target, context=_only(context, term.needs)) for name, term in self._terms()}
 
     def _prepared(self, logits: Tensor, target: Tensor, context: Mapping[str, Any] | None) -> tuple[Tensor, SoftTarget, dict[str, Any]]:
@@ -101,7 +120,8 @@ class CompoundLoss(nn.Module):
             logits: ``(N, C, *spatial)`` with 1 to 3 spatial dims, fp16, bf16, fp32 or fp64.
             target: Label map ``(N, *spatial)`` or ``(N, 1, *spatial)``, or soft labels or regions ``(N, C, *spatial)``; see
                 :func:`densecal.targets.one_hot_target`.
-            context: Side inputs by name; those in ``needs`` must be there, others are left alone.
+            context: Side inputs by name; those in ``needs`` must be there, others are left alone. ``output`` says which of a network's outputs the logits are:
+                target and terms that learn from logits while training see the one of number 0 alone, which they are without it.
 
         Returns:
             A scalar of at least single precision (one value per pixel where every term has ``reduction="none"``); 0 where no pixel is valid.
@@ -131,6 +151,24 @@ class CompoundLoss(nn.Module):
         """Tell target, terms and weights that step ``step`` of ``max_steps`` begins, counted from 0."""
         for part in self._told():
             part.on_step(step, max_steps)
+
+    def on_epoch_end(self) -> None:
+        """Tell target and terms that an epoch is over, the validation that belongs to it included."""
+        for part in self._members():
+            part.on_epoch_end()
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether the target learns nothing without a validation."""
+        return self.target.needs_validation
+
+    def numbers(self) -> dict[str, float]:
+        """What target and terms have to say of their present state, by name, for logging."""
+        return {name: value for part in self._members() for name, value in part.numbers().items()}
+
+    def case_levels(self) -> dict[str, dict[str, float]]:
+        """Numbers that the target keeps of each training case: name -> case id -> number."""
+        return self.target.case_levels()
 
     @property
     def wants_validation_logits(self) -> bool:

@@ -43,7 +43,8 @@ class DeepSupervisionLoss(nn.Module):
 
     The labels are downsampled first (nearest, soft labels too, so that ignored pixels stay whole) and the target is made at each resolution: a window
     of three pixels is three pixels of that level. The side input ``image`` is averaged to the resolution, ``spacing`` grows with it, and what lies on
-    the labels' grid (``rater_labels``, ``label_stack``, ``teacher_logits``) is downsampled like them.
+    the labels' grid (``rater_labels``, ``label_stack``, ``teacher_logits``) is downsampled like them. From the second output on, a loss with side inputs is told
+    the output's number as ``output``: what it learns from logits while training, it learns from the first.
 
     Args:
         loss: Any loss ``(logits, target, *, context) -> Tensor``.
@@ -100,6 +101,11 @@ class DeepSupervisionLoss(nn.Module):
         if hasattr(self.loss, "on_epoch"):
             self.loss.on_epoch(epoch, max_epochs)  # type: ignore[operator]
 
+    def on_epoch_end(self) -> None:
+        """Forwarded to the loss."""
+        if hasattr(self.loss, "on_epoch_end"):
+            self.loss.on_epoch_end()  # type: ignore[operator]
+
     def on_step(self, step: int, max_steps: int) -> None:
         """Forwarded to the loss."""
         if hasattr(self.loss, "on_step"):
@@ -136,10 +142,13 @@ class DeepSupervisionLoss(nn.Module):
             raise ValueError(f"Expected {len(self.weights)} outputs, one per weight, but got {len(outputs)}.")
         weights = self.weights or tuple(2.0**-i / (2.0 - 2.0 ** (1 - len(outputs))) for i in range(len(outputs)))
         full = target.shape[-(outputs[0].ndim - 2) :]
-        return [
-            (weight, level, downsample_nearest(target, level.shape[2:]), _resampled(context, full, level.shape[2:]))
-            for weight, level in zip(weights, outputs, strict=True)
-        ]
+        levels = []
+        for number, (weight, level) in enumerate(zip(weights, outputs, strict=True)):
+            side = _resampled(context, full, level.shape[2:])
+            if number and hasattr(self.loss, "needs"):
+                side = {**(side or {}), "output": number}
+            levels.append((weight, level, downsample_nearest(target, level.shape[2:]), side))
+        return levels
 
     def _is_stack(self, logits: Tensor, target: Tensor) -> bool:
         if self.spatial_dims is not None:

@@ -24,6 +24,7 @@ from densecal.report.html import describe_facts, merge_notes, render
 from densecal.report.reliability import dataset_reliability_chart, reliability_chart
 from densecal.report.slices import CONFIDENCE_COLORMAP, ERROR_COLORS, Example, Panels, example_figure, slice_panels
 from densecal.report.summary import cases_csv, hex_color, named_cases, summary, to_json
+from densecal.report.training_cases import CaseLevels, levels_chart, levels_rows, levels_table
 
 __all__ = ["write_report"]
 
@@ -41,6 +42,7 @@ def write_report(
     *,
     case_ids: Sequence[str] | None = None,
     baseline: ClassPriorBaseline | None = None,
+    case_levels: CaseLevels | None = None,
 ) -> Path:
     """Write ``summary.json``, ``cases.csv``, ``table.md``, ``table.tex``, ``figures/`` and ``report.html`` into a run's folder.
 
@@ -59,6 +61,7 @@ def write_report(
         notes: Sentences that a reader must know before the numbers, such as what they are not evidence for.
         case_ids: Name of each case, by ``case_index``. By default the number itself.
         baseline: What a model scores that knows the class shares alone, see :func:`densecal.metrics.class_prior_baseline`.
+        case_levels: Numbers that the loss kept of each training case, name -> case -> number; written to ``training_cases.csv``.
 
     Returns:
         Path of ``report.html``.
@@ -74,6 +77,9 @@ def write_report(
     content = summary(evaluation, schema, facts, notes=notes, case_ids=case_ids, baseline=baseline)
     write_atomically(run_dir / "summary.json", to_json(content))
     write_atomically(run_dir / "cases.csv", cases_csv(named_cases(evaluation, case_ids)))
+    case_levels = case_levels or {}
+    if case_levels:
+        write_atomically(run_dir / "training_cases.csv", cases_csv(levels_rows(case_levels)))
     element = evaluation.settings.element
     cases = _worst_first(content["cases"], evaluation.leading[1])
     parts = {
@@ -87,7 +93,7 @@ def write_report(
     filled = [table for table in parts.values() if table.rows]
     write_atomically(run_dir / "table.md", "\n".join(tables.markdown(table) for table in filled))
     write_atomically(run_dir / "table.tex", "\n".join(tables.latex(table) for table in filled))
-    charts = _charts(evaluation, history or ())
+    charts = _charts(evaluation, history or (), case_levels)
     for chart in (chart for group in charts.values() for chart in group):
         _save(run_dir / "figures", chart)
     slices = _slices(examples, schema, evaluation, cases, run_dir / "figures")
@@ -109,6 +115,7 @@ def write_report(
         **{name: [Markup(svg) for chart in group for svg in chart.inline()] for name, group in charts.items()},
         band=bool(evaluation.case_bins) and len(evaluation.cases) > 1,
         **parts,
+        training_cases=levels_table(case_levels),
         cases=_shown_cases(measures.case_table(evaluation, cases[:_MAX_CASES]), len(cases)),
         examples=slices,
         legend=[(hex_color(schema.palette[c]), schema.names[c]) for c in schema.foreground],
@@ -123,7 +130,7 @@ def write_report(
     return write_atomically(page, html)
 
 
-def _charts(evaluation: Evaluation, history: Sequence[Mapping[str, Any]]) -> dict[str, list[Chart]]:
+def _charts(evaluation: Evaluation, history: Sequence[Mapping[str, Any]], case_levels: CaseLevels) -> dict[str, list[Chart]]:
     """All charts by their place in the page; those without data are left out."""
     distance = evaluation.curves.get("boundary_distance")
     groups = {
@@ -132,6 +139,7 @@ def _charts(evaluation: Evaluation, history: Sequence[Mapping[str, Any]]) -> dic
         "use": [figures.risk_coverage_chart(evaluation), *([figures.boundary_distance_chart(distance)] if distance else [])],
         "class_charts": [figures.class_chart(evaluation)],
         "curves": figures.history_charts(history, overlap=evaluation.leading[0]),
+        "levels": [levels_chart(case_levels)],
     }
     return {name: [chart for chart in group if chart.panels] for name, group in groups.items()}
 

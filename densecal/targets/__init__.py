@@ -10,6 +10,7 @@ from densecal.targets.label_statistic import LabelStatistic
 from densecal.targets.neighbour_proportions import NeighbourProportionsTarget, neighbour_proportions_target, neighbour_recipe
 from densecal.targets.one_hot import OneHotTarget, one_hot_target
 from densecal.targets.rater_mean import RaterMeanTarget, rater_mean_target
+from densecal.targets.scheduled import LabelMix, ScheduledTarget
 from densecal.targets.spatio_temporal import SpatioTemporal, SpatioTemporalTarget, spatio_temporal_target
 from densecal.targets.svls import SVLSTarget, svls_target
 from densecal.targets.teacher import TeacherBlend, TeacherTarget, teacher_probabilities
@@ -28,6 +29,7 @@ __all__ = [
     "DistanceSmoothing",
     "DistanceSmoothingTarget",
     "ImageGuided",
+    "LabelMix",
     "LabelSmoothingTarget",
     "LabelStatistic",
     "NeighbourProportionsTarget",
@@ -36,6 +38,7 @@ __all__ = [
     "RaterMeanTarget",
     "Recipe",
     "SVLSTarget",
+    "ScheduledTarget",
     "SoftTarget",
     "SpatioTemporal",
     "SpatioTemporalTarget",

@@ -183,8 +183,33 @@ class Target(nn.Module):
     def on_step(self, step: int, max_steps: int) -> None:
         """Called before step ``step`` of ``max_steps`` of the optimizer, counted from 0; again where a step takes several batches."""
 
+    def on_batch(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> None:
+        """Called while training with the logits of each batch, once and at full resolution, before the step and without gradient.
+
+        Args:
+            logits: ``(N, C, *spatial)``, of at least single precision, 0 at ignored pixels.
+            target: What the terms are handed.
+            context: The side inputs named in ``needs``.
+        """
+
+    def on_epoch_end(self) -> None:
+        """Called after an epoch and the validation that belongs to it."""
+
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Called after validation with its numbers."""
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether nothing is learned from :meth:`on_batch` without a validation."""
+        return False
+
+    def numbers(self) -> dict[str, float]:
+        """What to log of the present state, by name."""
+        return {}
+
+    def case_levels(self) -> dict[str, dict[str, float]]:
+        """Numbers that training cases have each for themselves: name -> case id -> number."""
+        return {}
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, ignore_index={self.ignore_index}"

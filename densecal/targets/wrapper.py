@@ -70,6 +70,27 @@ class WrapperTarget(Target):
         """Forwarded to ``label_target``."""
         self.label_target.on_step(step, max_steps)
 
+    def on_batch(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> None:
+        """Forwarded to ``label_target``."""
+        self.label_target.on_batch(logits, target, context=context)
+
+    def on_epoch_end(self) -> None:
+        """Forwarded to ``label_target``."""
+        self.label_target.on_epoch_end()
+
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Forwarded to ``label_target``."""
         self.label_target.on_validation(stats)
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether ``label_target`` does."""
+        return self.label_target.needs_validation
+
+    def numbers(self) -> dict[str, float]:
+        """Those of ``label_target``."""
+        return self.label_target.numbers()
+
+    def case_levels(self) -> dict[str, dict[str, float]]:
+        """Those of ``label_target``."""
+        return self.label_target.case_levels()

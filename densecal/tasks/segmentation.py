@@ -35,10 +35,11 @@ class SegmentationTask(L.LightningModule):
     Batches are those of :class:`densecal.data.SegmentationData`. What the loss declares in ``needs`` is taken from the batch and handed over as ``context``.
     Networks that return several outputs while training (deep supervision, an auxiliary head) have the loss applied to each of them, with the weights in the
     network's attribute ``output_weights`` if it has one, else those of :class:`densecal.losses.DeepSupervisionLoss`.
-    The loss is told of epochs, steps and validations where it has the hooks ``on_epoch``, ``on_step`` and ``on_validation``; one that
+    The loss is told of epochs, steps and validations where it has the hooks ``on_epoch``, ``on_epoch_end``, ``on_step`` and ``on_validation``; one that
     ``wants_validation_logits`` is shown each validation batch, with its logits averaged over windows and views.
 
-    Logged: ``train/loss`` and ``train/loss_<term>`` for each term of a compound loss; after each validation ``val/<score>`` for everything in
+    Logged: ``train/loss`` and ``train/loss_<term>`` for each term of a compound loss; ``train/<name>`` for the loss's ``numbers()`` as an epoch begins; after each
+    validation ``val/<score>`` for everything in
     ``Evaluation.scalars()``: ``val/dice``, ``val/ece``, ``val/ece_foreground``, ``val/nll``, ...
 
     Args:
@@ -148,6 +149,13 @@ class SegmentationTask(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         if hasattr(self.loss, "on_epoch"):
             self.loss.on_epoch(self.current_epoch, self.trainer.max_epochs)  # type: ignore[operator]
+        if hasattr(self.loss, "numbers"):
+            self.log_dict({f"train/{name}": value for name, value in self.loss.numbers().items()}, sync_dist=True)  # type: ignore[operator]
+
+    def on_train_epoch_end(self) -> None:
+        # After the epoch's validation and before its checkpoint.
+        if hasattr(self.loss, "on_epoch_end"):
+            self.loss.on_epoch_end()  # type: ignore[operator]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if hasattr(self.loss, "on_step"):

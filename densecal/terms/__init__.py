@@ -17,7 +17,7 @@ from densecal.terms.ml1_ace import MarginalL1ACE
 from densecal.terms.neighbour import NeighbourPenalty
 from densecal.terms.online_label_smoothing import OnlineLabelSmoothing
 from densecal.terms.overlap import DiceSemimetric, JaccardMetric, Overlap
-from densecal.terms.sc_bce import SCBCE, expected_perturbation
+from densecal.terms.sc_bce import SCBCE
 
 __all__ = [
     "LDRKL",
@@ -43,7 +43,6 @@ __all__ = [
     "PixelPenalty",
     "PixelTerm",
     "Term",
-    "expected_perturbation",
     "focal_cross_entropy",
     "kl_divergence",
     "ldr_kl",

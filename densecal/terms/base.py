@@ -61,11 +61,21 @@ class Term(nn.Module):
     def on_step(self, step: int, max_steps: int) -> None:
         """Called before step ``step`` of ``max_steps`` of the optimizer, counted from 0; again where a step takes several batches."""
 
+    def on_batch(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> None:
+        """Called while training with the logits of each batch, once and at full resolution, before the step and without gradient; arguments as :meth:`forward`."""
+
+    def on_epoch_end(self) -> None:
+        """Called after an epoch and the validation that belongs to it."""
+
     def on_validation_batch(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> None:
         """Called with each batch of a validation, if ``wants_validation_logits``; arguments as :meth:`forward`."""
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Called after validation with its numbers."""
+
+    def numbers(self) -> dict[str, float]:
+        """What to log of the present state, by name."""
+        return {}
 
 
 class PixelTerm(Term):

@@ -8,39 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densecal.checks import check_choice, check_non_negative, check_positive, may_look
-from densecal.ops.activation import Activation
+from densecal.checks import check_non_negative, check_positive, may_look
 from densecal.ops.reduction import Reduction
 from densecal.ops.soft_cross_entropy import soft_cross_entropy
+from densecal.perturbation import perturb_labels
 from densecal.registry import TERMS
 from densecal.targets.base import SoftTarget
 from densecal.terms.base import PixelTerm
 
-__all__ = ["SCBCE", "expected_perturbation"]
-
-
-def expected_perturbation(probs: Tensor, share: float | Tensor, *, activation: Activation = "softmax") -> Tensor:
-    r"""The mean target where a share of each class is handed to the others.
-
-    .. math:: (1 - s)\, q_c + \tfrac{s}{K - 1} (1 - q_c)
-
-    with :math:`s = \alpha \beta` and K outcomes: the classes under softmax, 2 per channel under sigmoid, where it is :math:`(1 - 2s)\, q + s`.
-
-    Args:
-        probs: Target ``(N, C, *spatial)``.
-        share: s in [0, 1/2), a number or one per image, broadcastable to ``probs``.
-        activation: ``"softmax"`` or ``"sigmoid"``.
-
-    Returns:
-        Distribution of the same shape.
-
-    Example:
-        >>> expected_perturbation(torch.tensor([[[1.0], [0.0], [0.0]]]), 0.2).flatten()
-        tensor([0.8000, 0.1000, 0.1000])
-    """
-    check_choice("activation", activation, ("softmax", "sigmoid"))
-    others = probs.shape[1] - 1 if activation == "softmax" else 1
-    return (1.0 - share) * probs + (share / others) * (1.0 - probs)
+__all__ = ["SCBCE"]
 
 
 @TERMS.register("sc_bce")
@@ -54,7 +30,7 @@ class SCBCE(PixelTerm):
 
     under sigmoid, and for C classes with :math:`(1 - \alpha \beta)\, q_c + \tfrac{\alpha \beta}{C - 1} (1 - q_c)`, the same at C = 2. A single draw may
     leave [0, 1] (at :math:`\beta` = 2 it is -1 or 2); the mean may not, hence :math:`\alpha \beta < 1/2`. :math:`\alpha = 1` is label smoothing, a
-    level of 0 plain cross-entropy.
+    level of 0 plain cross-entropy. :mod:`densecal.perturbation` holds the same as targets, for any term, with levels that follow the training.
 
     Args:
         alpha: Level of perturbation for all images, >= 0. None: one level per image, the side input ``perturbation`` of shape ``(N,)``.
@@ -95,7 +71,7 @@ class SCBCE(PixelTerm):
 
     def forward(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Tensor:
         share = self.alpha * self.beta if self.alpha is not None else self._shares(logits, context)
-        expected = expected_perturbation(target.probs.to(logits.dtype), share, activation=target.activation)
+        expected = perturb_labels(target.probs.to(logits.dtype), share, activation=target.activation)
         values = soft_cross_entropy(logits, expected, target.valid, class_weights=self.weights_for(logits), activation=target.activation)
         return self.reduced(values, target)
 

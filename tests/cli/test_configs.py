@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
@@ -25,6 +26,7 @@ from volumes import blob, save
 from densecal.cli import train
 from densecal.cli.configuration import build, prepare_arguments
 from densecal.cli.settings import PredictSettings, TrainSettings, register_settings
+from densecal.cli.training import _build_loss
 from densecal.data import DataCard, SegmentationData
 from densecal.data.volumes.transforms import ForegroundVoxelsd, prepare_transforms, train_transforms
 from densecal.inference import SlidingWindow, WholeImage
@@ -32,7 +34,7 @@ from densecal.labels import LabelSchema
 from densecal.registry import MODELS
 from densecal.tasks import SegmentationTask
 
-GROUPS = ("model", "inference", "optimizer", "scheduler", "trainer", "experiment")
+GROUPS = ("model", "inference", "optimizer", "scheduler", "trainer", "perturbation", "experiment")
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
 CHOICES = [(group, name) for group, name in FILES if group != "experiment"]
 EXPERIMENTS = [name for group, name in FILES if group == "experiment"]
@@ -40,6 +42,7 @@ EXPERIMENTS = [name for group, name in FILES if group == "experiment"]
 KNOWN = {
     "model": {"in_channels": 1, "num_classes": 3, "spatial_dims": 3},
     "inference": {"patch_size": [8, 8, 8], "spatial_dims": 3},
+    "perturbation": {"label_target": None, "activation": "softmax", "ignore_index": -100, "case_ids": []},
 }
 """What the task knows, and a config does not repeat."""
 
@@ -83,6 +86,25 @@ def test_config_lists_arguments_of_its_constructor(group, name):
     assert given <= takes
     if target.__module__.startswith("densecal"):  # of one's own, every argument that a user may set
         assert given == takes - set(KNOWN.get(group, {}))
+
+
+@pytest.mark.parametrize("name", [name for group, name in FILES if group == "perturbation"])
+def test_perturbation_config_goes_around_the_target_of_a_loss(name):
+    """Every number is the constructor's default; what the config holds of rules and schedules, too."""
+    config = composed(f"perturbation={name}", "loss=svls")
+    splits = {"train": [SimpleNamespace(id=case) for case in ("a", "b")], "val": [SimpleNamespace(id="c")]}
+    loss = _build_loss(config, SimpleNamespace(splits=splits, schema=LabelSchema(("background", "left", "right"), ignore_index=7)))
+    assert type(loss.target.label_target).__name__ == "SVLSTarget"
+    assert (loss.ignore_index, loss.target.label_target.ignore_index) == (7, 7)
+    assert getattr(loss.target, "case_ids", ("a", "b")) == ("a", "b")
+    parameters = inspect.signature(type(loss.target)).parameters
+    for key, value in config.perturbation.items():
+        if isinstance(value, DictConfig):
+            made = hydra.utils.instantiate(value)
+            assert set(value) - {"_target_"} == set(inspect.signature(type(made)).parameters)
+            assert made == type(made)() if parameters[key].default is None else made == parameters[key].default
+        elif not key.startswith("_") and (name, key) not in {("loss_smoothing", "beta"), ("confidence_smoothing", "beta")}:
+            assert value == parameters[key].default, key
 
 
 @pytest.mark.parametrize("name", [name for group, name in FILES if group == "model"])
@@ -226,7 +248,7 @@ def test_recipe_tells_its_command(name):
 def test_recipe_makes_its_card_and_loss(name):
     config = composed(f"experiment={name}")
     assert isinstance(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data)), DataCard)
-    build(config.loss, "loss", ignore_index=255, num_classes=3)
+    build(config.loss, "loss", ignore_index=255, num_classes=3, case_ids=["a"])
 
 
 @pytest.mark.parametrize("name", ["hippocampus_small", "camvid_small", "mbls_pascal_voc", "nacl_pascal_voc", "nacl_cityscapes"])

@@ -161,19 +161,40 @@ def test_killed_run_resumes_to_the_same_numbers(moment, blobs, uninterrupted, tm
 
 
 def test_killed_run_of_losses_that_learn_resumes_to_the_same_numbers(blobs, tmp_path):
-    """Multipliers set by validation, a table of soft labels, a mixture over losses, a weight that follows a schedule."""
+    """Multipliers set by validation, a table of soft labels, a mixture over losses, a weight that follows a schedule, levels of perturbation and draws by them."""
     learning = [
         "loss=compound",
         "target=one_hot",
         "term=[ce,crac,online_label_smoothing,bootstrapped]",
         "loss.terms.ce.weight={_target_:densecal.schedules.Linear,start:0.5,end:1.0}",
+        "perturbation=aslp",
+        *(
+            f"perturbation.{setting}"
+            for setting in ("rule.eta=0.02", "rule.accuracy_weight=2", "alpha=0.4", "beta=0.5", "warmup=1", "expected=false")
+        ),
     ]
     log = tmp_path / "log.txt"
     assert run_command("train", settings(blobs, tmp_path / "whole", *learning), log) == 0, log.read_text()
+    assert "loss    CompoundLoss, its labels through AdaptivePerturbation" in log.read_text()
     assert run_command("train", settings(blobs, tmp_path / "cut", *learning), log, die_in="training") == -signal.SIGKILL, log.read_text()
     assert run_command("train", [f"resume={the_run(tmp_path / 'cut')}"], log) == 0, log.read_text()
-    assert scores(the_run(tmp_path / "cut")) == scores(the_run(tmp_path / "whole"))
-    assert "Linear (start 0.5, end 1) ce + 1 crac" in (the_run(tmp_path / "cut") / "report.html").read_text()
+    whole, cut = the_run(tmp_path / "whole"), the_run(tmp_path / "cut")
+    assert scores(cut) == scores(whole)
+    page = (cut / "report.html").read_text()
+    assert "Linear (start 0.5, end 1) ce + 1 crac" in page
+
+    assert cut.parent.name == "blobs_compound_aslp"
+    assert (cut / "training_cases.csv").read_text() == (whole / "training_cases.csv").read_text()
+    levels = {row["case_id"]: float(row["perturbation"]) for row in csv.DictReader((cut / "training_cases.csv").open())}
+    assert sorted(levels) == sorted(json.loads((cut / "splits.json").read_text())["train"])
+    assert len(set(levels.values())) == len(levels)
+    history = list(csv.DictReader((cut / "metrics.csv").open()))
+    assert [float(row["train/perturbation_mean"]) for row in history[:2]] == pytest.approx(
+        [0.4, 0.4]
+    )  # the warm-up, and the epoch whose end is the first update
+    assert float(history[2]["train/perturbation_min"]) < float(history[2]["train/perturbation_max"])
+    assert "AdaptivePerturbation (rule CalibrationRule (eta 0.02, accuracy_weight 2" in page
+    assert "Level of label perturbation" in page
 
 
 def test_killed_run_of_so_many_steps_resumes_to_the_same_numbers(blobs, uninterrupted, tmp_path):

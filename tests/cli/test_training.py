@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from densecal.cli.configuration import CommandError
-from densecal.cli.training import _check_smallest_batch, _probe
+from densecal.cli.training import _build_loss, _check_smallest_batch, _probe
 from densecal.inference import SlidingWindow
 from densecal.labels import LabelSchema
 from densecal.losses import CrossEntropyLoss
@@ -86,3 +86,29 @@ def test_deeplab_is_such_a_network():
 def test_a_patch_that_does_not_fit_the_strides_is_refused():
     with pytest.raises(CommandError, match=r"patches of 40 x 48 pixels \(Wrong input shape .*divisible by 32.*32 for swin_unetr and most encoders"):
         _probe(task(smp(1, 3, architecture="fpn", encoder="mobilenet_v2")), card((40, 48)))
+
+
+def perturbed(loss: str, *, val: int = 1, perturbation: str = "AdaptivePerturbation", **trainer) -> nn.Module:
+    made = {"_target_": f"densecal.perturbation.{perturbation}", "_partial_": True}
+    config = OmegaConf.create({"loss": {"_target_": loss}, "perturbation": made, "trainer": trainer})
+    splits = {"train": [SimpleNamespace(id="a")], "val": [SimpleNamespace(id="b")] * val}
+    return _build_loss(config, SimpleNamespace(splits=splits, schema=LabelSchema(("background", "left", "right"), ignore_index=255)))
+
+
+def test_a_loss_without_a_target_is_not_perturbed():
+    with pytest.raises(CommandError, match=r"^perturbation: CrossEntropyLoss is not composed of a target and terms"):
+        perturbed("torch.nn.CrossEntropyLoss")
+
+
+@pytest.mark.parametrize("options", [{"val": 0}, {"limit_val_batches": 0}], ids=["no-cases", "switched-off"])
+def test_levels_that_follow_accuracy_need_validation(options):
+    with pytest.raises(CommandError, match=r"^perturbation: its levels follow the accuracy on validation cases.*Set data\.val_fraction above 0"):
+        perturbed("densecal.losses.CrossEntropyLoss", **options)
+    assert not perturbed("densecal.losses.CrossEntropyLoss", perturbation="StochasticPerturbation", **options).needs_validation
+
+
+def test_labels_are_perturbed_once():
+    with pytest.raises(
+        CommandError, match=r"^perturbation: Expected labels that are perturbed once, but AdaptivePerturbation within StochasticPerturbation"
+    ):
+        perturbed("densecal.losses.ASLPLoss", perturbation="StochasticPerturbation")

@@ -17,7 +17,7 @@ GROUPS = {"loss": LOSSES, "target": TARGETS, "term": TERMS}
 FILES = [path for group in GROUPS for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
 # Compositions take objects, not settings: `loss=compound` has its own form, and deep supervision wraps whatever loss was chosen.
 COMPOSITIONS = {"compound", "deep_supervision"}
-INJECTED = {"ignore_index", "num_classes"}
+INJECTED = {"ignore_index", "num_classes", "case_ids"}
 # Second names, so that MONAI's calls work; a config has the first.
 ALIASES = {"nacl": {"classes", "dim", "kernel_ops", "distance_type", "alpha", "padding_mode"}}
 
@@ -54,7 +54,7 @@ def compose(tmp_path):
     def run(*overrides):
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
             config = hydra.compose("primary", [*overrides, f"hydra.searchpath=[file://{ROOT / 'configs'}]"])
-        return build(config.loss, "loss", ignore_index=255, num_classes=3)
+        return build(config.loss, "loss", ignore_index=255, num_classes=3, case_ids=["a", "b"])
 
     return run
 
