@@ -60,7 +60,7 @@ _OURS = {
 }
 """Arguments of lightning.Trainer that a run sets itself."""
 
-_HIGHER_IS_BETTER = ("dice", "iou", "soft_dice", "accuracy")
+_HIGHER_IS_BETTER = ("dice", "iou", "soft_dice", "soft_iou", "qubiq_dice", "accuracy")
 
 _MAY_CHANGE = (
     "trainer.",
