@@ -425,7 +425,7 @@ def list_cards() -> list[str]:
 
     Example:
         >>> list_cards()
-        ['camvid', 'cityscapes', 'deepglobe', 'duts', 'mni152', 'oxford_pets', 'pascal_voc', 'pascal_voc_aug', 'salient_objects', 'task04_hippocampus']
+        ['camvid', 'cityscapes', 'deepglobe', 'duts', 'mni152', 'oxford_pets', 'pascal_voc', 'pascal_voc_aug', 'qubiq', 'salient_objects', 'task04_hippocampus']
     """
     return sorted(path.stem for path in cards_dir().glob("*.yaml"))
 
