@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from densecal.cli.facts import minutes, target_name, training_facts
+from densecal.cli.facts import minutes, reference, target_name, training_facts
 from densecal.data import DataCard, PredictedCase, SegmentationData
 from densecal.data.validate import CaseFacts
 from densecal.inference import Predictor, RunCases, write_prediction
@@ -146,6 +146,7 @@ def _facts(
         "title": f"{card.name}: {target_name(config.loss)}",
         "split": which,
         "data set": f"{card.name}" + (f" ({card.modality})" if card.modality else ""),
+        "reference": reference(card),
         "cases": {"training": sizes["train"], "validation": sizes["val"], "test": sizes["test"]},
         "licence": card.licence or None,
         "citation": list(card.citation),
