@@ -95,6 +95,12 @@ def _report_set(root: Path, card: DataCard, split: bool) -> int:
         print(f"  labels   {', '.join(shares)}" + (f"; ignored {100 * ignored / (voxels.sum() + ignored):.2f} % of all" if ignored else ""))
         if absent := [name for name, n in zip(card.classes, voxels, strict=True) if n == 0]:
             print(f"  absent   {', '.join(absent)}: no {medium_of(card).element} in any label")
+    if rated := [fact for fact in facts if fact.num_raters]:
+        counts, agreement = np.array([fact.num_raters for fact in rated]), np.array([fact.agreement for fact in rated])
+        agreement = agreement[np.isfinite(agreement)]
+        dice = f"; Dice of each two {agreement.mean():.4f} ({agreement.min():.4f} to {agreement.max():.4f})" if agreement.size else ""
+        per_case = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+        print(f"  raters   {per_case} per case{dice}")
     if split and cases and not problems:
         sides = split_cases(cases, card)
         print("  split    " + ", ".join(f"{name} {_count(side)}" for name, side in sides.items()))

@@ -202,7 +202,7 @@ def _models(config: DictConfig) -> dict[str, _Model]:
 
 def _trained(config: DictConfig, path: str, device: Any) -> _Model:
     """A run of densecal's."""
-    from densecal.cli.facts import training_facts
+    from densecal.cli.facts import reference, training_facts
     from densecal.data import override_card
     from densecal.data.layouts import subject_of
     from densecal.inference import Predictor, RunCases, cases_of_split
@@ -224,6 +224,7 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
         "title": f"{card.name}: {path}",
         "split": f"{len(cases)} cases, {name}",
         "data set": card.name + (f" ({card.modality})" if card.modality else ""),
+        "reference": reference(card),
         "licence": card.licence or None,
         "citation": list(card.citation),
         "run": path,
@@ -258,6 +259,7 @@ def _card(config: DictConfig) -> DataCard:
 
 def _saved(config: DictConfig, path: str, known_names: Sequence[tuple[str, ...]]) -> _Model:
     """A folder of anybody's predictions; where it does not name its classes, they are those of the models before it, if as many."""
+    from densecal.cli.facts import reference
     from densecal.data import PredictionFolder, resolve_root
     from densecal.data.card_labels import CardLabels
     from densecal.data.layouts import subject_of
@@ -298,7 +300,7 @@ def _saved(config: DictConfig, path: str, known_names: Sequence[tuple[str, ...]]
         "classes": "exclusive (softmax)" if cases.activation == "softmax" else "regions that may overlap (sigmoid)",
     }
     if card:
-        facts |= {"licence": card.licence or None, "citation": list(card.citation)}
+        facts |= {"reference": reference(card), "licence": card.licence or None, "citation": list(card.citation)}
         return _Model(cases, schema, cases.activation, facts, lambda case_id: subject_of(case_id, card), list(card.notes))
     return _Model(cases, schema, cases.activation, facts, _subject_finder(config.subject_pattern))
 

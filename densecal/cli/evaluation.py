@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from densecal.cli.facts import minutes, target_name, training_facts
+from densecal.cli.facts import minutes, reference, target_name, training_facts
 from densecal.data import DataCard, PredictedCase, SegmentationData
 from densecal.data.validate import CaseFacts
 from densecal.inference import Predictor, RunCases, write_prediction
@@ -147,6 +147,7 @@ def _facts(
         "title": f"{card.name}: {target_name(config.loss)}",
         "split": which,
         "data set": f"{card.name}" + (f" ({card.modality})" if card.modality else ""),
+        "reference": reference(card),
         "cases": {"training": sizes["train"], "validation": sizes["val"], "test": sizes["test"]},
         "licence": card.licence or None,
         "citation": list(card.citation),
@@ -166,11 +167,11 @@ def _facts(
 def print_scores(result: Evaluation, name: str, baseline: ClassPriorBaseline | None = None) -> None:
     """The few numbers that a terminal has room for, with their 95 % intervals over cases; below them those of a model that knows the class shares alone.
 
-    Dice comes first where there is a structure before a background; mean IoU over the data set (D), per image (I) and per class (C) where every class counts.
+    Dice comes first where there is a structure before a background, soft Dice and QUBIQ Dice beside it where the reference is soft; mean IoU over the data set (D), per image (I) and per class (C) where every class counts.
     """
     scalars = result.scalars()
     if result.leading[0] == "dice":
-        overlap = {"dice": "Dice"}
+        overlap = {"dice": "Dice", "soft_dice": "soft Dice", "qubiq_dice": "QUBIQ Dice"}
     else:
         one = result.settings.element.removesuffix("s")
         overlap = {"iou_dataset": "mIoU D", "iou_image": "I", "iou_class": "C", "accuracy": f"{one} accuracy"}

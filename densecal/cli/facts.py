@@ -8,7 +8,14 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-__all__ = ["minutes", "target_name", "training_facts"]
+from densecal.data.card import DataCard
+
+__all__ = ["minutes", "reference", "target_name", "training_facts"]
+
+
+def reference(card: DataCard) -> str | None:
+    """What the cases of a set with several raters are held against; ``None`` where there are none."""
+    return "mean of the raters: the share of them who chose each class" if card.rater_files else None
 
 
 def training_facts(config: DictConfig, model: nn.Module) -> dict[str, Any]:
@@ -29,6 +36,7 @@ def training_facts(config: DictConfig, model: nn.Module) -> dict[str, Any]:
         "optimizer": _settings(config.optimizer) + (f", the encoder at {ratio:g} of the learning rate" if ratio != 1 else ""),
         "schedule": _settings(config.scheduler) if config.scheduler else "constant learning rate",
         "patch": " x ".join(str(n) for n in config.data.patch_size) + (" voxels" if len(config.data.patch_size) == 3 else " pixels"),
+        **({"raters in training": config.data.rater_fusion} if config.data.get("rater_files") else {}),
         "augmentation": ", ".join(config.data.pipeline) if config.data.augment and config.data.get("pipeline") else config.data.augment,
         "whole images by": _settings(config.inference),
         "seed": config.seed,

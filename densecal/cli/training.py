@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from densecal.cli.configuration import CommandError, accepted, build, given_sett
 from densecal.cli.evaluation import evaluate_run
 from densecal.cli.facts import target_name
 from densecal.data import DataCard, DataProblems, SegmentationData
+from densecal.data.layouts import Companion
 from densecal.data.medium import medium_of
 from densecal.files import write_atomically
 from densecal.inference import Inferer
@@ -61,7 +62,7 @@ _OURS = {
 }
 """Arguments of lightning.Trainer that a run sets itself."""
 
-_HIGHER_IS_BETTER = ("dice", "iou", "soft_dice", "accuracy")
+_HIGHER_IS_BETTER = ("dice", "iou", "soft_dice", "soft_iou", "qubiq_dice", "accuracy")
 
 _MAY_CHANGE = (
     "trainer.",
@@ -195,7 +196,7 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, r
         task.make_optimizer([nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
         raise CommandError(f"optimizer: {error}") from None
-    scores = {f"val/{name}" for name in _probe(task, card)}
+    scores = {f"val/{name}" for name in _probe(task, card, data.splits["train"][0].companions)}
     if config.monitor not in scores:
         raise CommandError(f"monitor: no score {config.monitor!r}. {near_matches(config.monitor, scores)}")
     return task
@@ -231,7 +232,7 @@ def _max_steps(config: DictConfig) -> int | None:
 
 
 @torch.no_grad()
-def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
+def _probe(task: SegmentationTask, card: DataCard, companions: Sequence[Companion]) -> list[str]:
     """Send one empty patch through network, loss and metrics, so that what does not fit shows before the run begins; return the names of the scores."""
     image = torch.zeros(1, card.image_channels, *card.patch_size)
     expected = (1, task.schema.num_classes, *card.patch_size)
@@ -249,16 +250,17 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
             f"model: cannot take patches of {patch} {medium_of(card).element}s ({problem}). "
             "Choose data.patch_size=[...] divisible by the product of the network's strides: 8 for the default unet, 32 for swin_unetr and most encoders of images."
         )
-    label = torch.zeros(1, 1, *card.patch_size, dtype=torch.long)
-    if card.soft_labels:
-        label = torch.zeros(expected)
-        label[:, 0] = 1
+    label_map = torch.zeros(1, 1, *card.patch_size, dtype=torch.long)
+    shares = torch.zeros(expected)
+    shares[:, 0] = 1
     batch: dict[str, Any] = {
         "image": image,
-        "label": label,
+        "label": shares if card.soft else label_map,
         "case_index": torch.zeros(1, dtype=torch.long),
         "case_id": ["probe"],
     }
+    for companion in companions:
+        batch[companion.name] = shares if companion.shares else label_map.repeat_interleave(len(companion.files), 1)
     if medium_of(card).measured:
         batch["spacing"] = torch.ones(1, 3)
     try:
@@ -267,7 +269,7 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
         raise CommandError(f"loss: {str(error).splitlines()[0]}") from None
     task.train()
     evaluation = SegmentationEvaluation(task.schema)
-    evaluation.update(logits.softmax(dim=1), label, batch["case_index"])
+    evaluation.update(logits.softmax(dim=1), shares if card.as_reference().soft else label_map, batch["case_index"])
     return list(evaluation.compute().scalars())
 
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from densecal.resources import cards_dir
 __all__ = ["Augmentation", "DataCard", "card_names", "list_cards", "load_card", "override_card", "resolve_root"]
 
 LAYOUTS = ("decathlon", "paired")
+RATER_FUSIONS = ("mean", "majority", "staple", "random", "all")
 NORMALISATIONS = {3: ("zscore", "zscore_nonzero", "percentile", "none"), 2: ("imagenet", "zscore", "percentile", "none")}
 """By the number of spatial dims."""
 LABEL_ENCODINGS = ("index", "color")
@@ -38,6 +39,7 @@ STANDARD_PIPELINE: dict[str, dict[str, Any]] = {
 }
 """Training on natural images as it is customary: resized to 0.5 to 2 times, cropped, mirrored, with other colours."""
 
+_LABEL_FILES = ["labels/{id}.*"]
 _VOLUMES_ONLY = ("orientation", "spacing", "augmentation", "decathlon_task", "prepare", "download")
 _IMAGES_ONLY = ("label_encoding", "label_values", "ignore_values", "ignore_colors", "color_tolerance", "exif", "pipeline")
 
@@ -99,6 +101,14 @@ class DataCard:
             person, place or film (names need to differ only within it, and a drawn split never cuts through it), ``{split}`` for the set's own name of a split, ``*``
             for any part of a name, ``**`` for any folders, and ``.*`` for any ending of an image.
         label_files: The same for the labels; of several patterns the first that finds a file counts. An absolute pattern may lie elsewhere.
+        rater_files: Instead of ``label_files``, the label maps of several raters: patterns with ``{id}`` and ``{rater}``, the name of the rater; of several patterns the
+            first that finds a file of a case and rater counts. The number of raters may differ from case to case, see ``missing_raters``.
+        raters: Names of the raters to use; empty for all whose files there are.
+        rater_fusion: What training makes of several raters. ``"mean"``: soft labels, the share of the raters who chose each class; ``"majority"``: the class that most
+            chose, of tied ones that with the lowest number; ``"staple"``: STAPLE, computed by SimpleITK (extra ``raters``); ``"random"``: each patch has the labels of one
+            rater, drawn by the seed of the patch; ``"all"``: the majority, and every rater's map in the batch as ``rater_labels`` ``(N, R, *spatial)``, ``ignore_index``
+            where a rater has not rated, for targets that need it. Validation and tests use the mean whatever this is.
+        missing_raters: Whether cases may lack some of the raters; else every one that is missing is a problem.
         case_lists: Text files with a case in the first word of each line, a path with ``{split}``. The word is the name of the case, or the path of its image, whose
             folders may have been moved. ``None``: the cases are the files that there are.
         split_names: What the set calls the splits that make up ours, as in ``{train: [train, extra], test: [val]}``. A side without a name (or with an empty list) is
@@ -166,7 +176,11 @@ class DataCard:
     test_root: str | None = None
     layout: str = "paired"
     image_files: str = "images/{id}.*"
-    label_files: list[str] = field(default_factory=lambda: ["labels/{id}.*"])
+    label_files: list[str] = field(default_factory=lambda: list(_LABEL_FILES))
+    rater_files: list[str] = field(default_factory=list)
+    raters: list[str] = field(default_factory=list)
+    rater_fusion: str = "mean"
+    missing_raters: bool = False
     case_lists: str | None = None
     split_names: dict[str, list[str]] = field(default_factory=dict)
     exclude: list[str] = field(default_factory=list)
@@ -216,6 +230,7 @@ class DataCard:
         check_choice("prepare", self.prepare, (*PREPARERS, None))
         check_choice("label_encoding", self.label_encoding, LABEL_ENCODINGS)
         check_choice("exif", self.exif, ("apply", "ignore"))
+        check_choice("rater_fusion", self.rater_fusion, RATER_FUSIONS)
         for name in ("palette", "ignore_colors"):
             colors = getattr(self, name)
             if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in colors):
@@ -227,6 +242,7 @@ class DataCard:
                 f"Expected `patch_size` to have 2 numbers for images or 3 for volumes, one per spatial axis, but got {list(self.patch_size)}."
             )
         check_choice("normalisation", self.normalisation, NORMALISATIONS[dims])
+        self._check_raters()
         self._check_medium()
         for name in ("patch_size", "spacing"):
             values = getattr(self, name)
@@ -260,12 +276,13 @@ class DataCard:
                 if getattr(self, name):
                     raise ValueError(f"`{name}` needs `layout` paired, but got {self.layout!r}. Its cases are listed in `splits`.")
             return
-        patterns = [self.image_files, *self.label_files]
+        key = "rater_files" if self.rater_files else "label_files"
+        patterns = [self.image_files, *self.label_patterns]
         for pattern in patterns or [""]:
             if "{id}" not in pattern:
-                raise ValueError(f"Expected `image_files` and `label_files` to hold {{id}}, the name of the case, but got {pattern!r}.")
+                raise ValueError(f"Expected `image_files` and `{key}` to hold {{id}}, the name of the case, but got {pattern!r}.")
         if len({"{subject}" in pattern for pattern in patterns}) > 1:
-            raise ValueError(f"Expected {{subject}} in `image_files` and in every pattern of `label_files`, or in none of them, but got {patterns}.")
+            raise ValueError(f"Expected {{subject}} in `image_files` and in every pattern of `{key}`, or in none of them, but got {patterns}.")
         if not self.label_files:
             raise ValueError("Expected `label_files` to hold at least one pattern, but got none.")
         if self.case_lists is not None and "{split}" in self.case_lists and not self.split_names:
@@ -281,10 +298,31 @@ class DataCard:
         if self.splits:
             raise ValueError("Expected `splits` or `split_names`, but got both. The first lists cases, the second names the set's own splits.")
         if not any("{split}" in path for path in (*patterns, self.case_lists or "")):
-            raise ValueError("`split_names` needs {split} in `image_files`, `label_files` or `case_lists`: nothing else tells the splits apart.")
+            raise ValueError(f"`split_names` needs {{split}} in `image_files`, `{key}` or `case_lists`: nothing else tells the splits apart.")
         for other in ("val", "test"):
             if both := set(self.split_names["train"]) & set(self.split_names.get(other, [])):
                 raise ValueError(f"`split_names` trains on {sorted(both)[0]!r} and uses it as {other}, too. Leave it out of one of them.")
+
+    def _check_raters(self) -> None:
+        """Of several raters: that nothing else says what the labels are, and nothing is said of raters where there are none."""
+        if not self.rater_files:
+            for name in ("raters", "missing_raters"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` needs `rater_files`: where the label maps of several raters lie.")
+            if self.rater_fusion != "mean":
+                raise ValueError(f"`rater_fusion` {self.rater_fusion} needs `rater_files`: where the label maps of several raters lie.")
+            return
+        for pattern in self.rater_files:
+            if "{rater}" not in pattern:
+                raise ValueError(f"Expected `rater_files` to hold {{rater}}, the name of the rater, but got {pattern!r}.")
+        if self.layout != "paired":
+            raise ValueError(f"`rater_files` needs `layout` paired, but got {self.layout!r}.")
+        if self.soft_labels:
+            raise ValueError(
+                "Expected `rater_files` or `soft_labels`, but got both. Raters' files are label maps; `rater_fusion` mean makes shares of them."
+            )
+        if self.label_files != _LABEL_FILES:
+            raise ValueError("Expected `rater_files` or `label_files`, but got both. `rater_fusion` says what becomes of several raters' labels.")
 
     def _check_medium(self) -> None:
         """Refuse what has no effect on a set of this kind, and fill in what depends on it."""
@@ -353,6 +391,26 @@ class DataCard:
         return meaning
 
     @property
+    def label_patterns(self) -> list[str]:
+        """Where labels lie: ``label_files``, or ``rater_files`` where there are several raters."""
+        return self.rater_files or self.label_files
+
+    @property
+    def soft(self) -> bool:
+        """Whether labels are shares once they are loaded."""
+        return self.soft_labels or bool(self.rater_files and self.rater_fusion == "mean")
+
+    def as_reference(self) -> DataCard:
+        """The card by which labels are read as references to validate and test by: of several raters always the mean.
+
+        Example:
+            >>> card = DataCard("kidney", ["background", "kidney"], rater_files=["masks/{rater}/{id}.png"], rater_fusion="random", patch_size=[64, 64])
+            >>> card.soft, card.as_reference().soft
+            (False, True)
+        """
+        return replace(self, rater_fusion="mean") if self.rater_files else self
+
+    @property
     def schema(self) -> LabelSchema:
         """Names, numbers and colours of the classes."""
         return LabelSchema(tuple(self.classes), self.ignore_index, self.background, tuple((c[0], c[1], c[2]) for c in self.palette))
@@ -367,7 +425,7 @@ def list_cards() -> list[str]:
 
     Example:
         >>> list_cards()
-        ['camvid', 'cityscapes', 'deepglobe', 'duts', 'mni152', 'oxford_pets', 'pascal_voc', 'pascal_voc_aug', 'salient_objects', 'task04_hippocampus']
+        ['camvid', 'cityscapes', 'deepglobe', 'duts', 'mni152', 'oxford_pets', 'pascal_voc', 'pascal_voc_aug', 'qubiq', 'salient_objects', 'task04_hippocampus']
     """
     return sorted(path.stem for path in cards_dir().glob("*.yaml"))
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from densecal.data.arrays import ArrayFile, open_array
 from densecal.data.card import DataCard
 from densecal.data.layouts import Case
 from densecal.data.medium import medium_of
+from densecal.data.raters import mean_of_raters
 
 if TYPE_CHECKING:
     from densecal.data.images.labels import LabelReader
@@ -22,7 +24,7 @@ __all__ = ["CardLabels"]
 
 
 class CardLabels:
-    """Label files that are read as a card says: by its numbers, colours or shares.
+    """Label files that are read as a card says: by its numbers, colours or shares; of several raters their mean.
 
     Args:
         card: The data set.
@@ -30,13 +32,14 @@ class CardLabels:
         root: Folder of the set, for messages.
 
     Attributes:
-        files: Case id -> label file.
+        files: Case id -> label file, of several raters the first one's.
     """
 
     def __init__(self, card: DataCard, cases: Sequence[Case], root: Path) -> None:
-        self.card = card
+        self.card = card.as_reference()
         self.root = root
         self.files = {case.id: case.label for case in cases if case.label is not None}
+        self._cases = {case.label: case for case in cases}
         self._images = {case.id: case.image for case in cases}
         self._medium = medium_of(card)
         self._reader: LabelReader | None = None
@@ -48,17 +51,26 @@ class CardLabels:
             Exception: If it cannot be read, or holds something else than the card says.
         """
         if self.card.spatial_dims == 3:
-            return open_array(path)
-        from densecal.data.images.files import read_label
+            return self._mean(path) if self.card.rater_files else open_array(path)
         from densecal.data.images.labels import LabelReader
 
         self._reader = self._reader or LabelReader(self.card)
-        label = self._reader(read_label(path))
-        if self.card.soft_labels:
+        label = self._reader.of_case(self._cases[path])
+        if self.card.soft:
             shares = np.ascontiguousarray(np.moveaxis(label[..., :-1], -1, 0))  # without the share of "no class"
             return _Decoded(path, "npy", shares.shape, shares.dtype.name, values=shares)
         classes = np.where(label == 0, self.card.ignore_index, label.astype(np.int64) - 1)
         return _Decoded(path, "image", classes.shape, classes.dtype.name, values=classes)
+
+    def _mean(self, path: Path) -> ArrayFile:
+        """The mean of the raters of a volume, on the grid of the first one's file."""
+        first, *others = (open_array(file) for file in self._cases[path].raters)
+        if different := next((other for other in others if other.shape != first.shape), None):
+            raise ValueError(f"{different.path} has the shape {different.shape}, but {first.path.name} has {first.shape}")
+        labels = np.stack([np.rint(one.read()).astype(np.int64).reshape(first.shape[:3]) for one in (first, *others)])
+        mean = mean_of_raters(torch.from_numpy(labels), len(self.card.classes), ignore_index=self.card.ignore_index)
+        shares = np.ascontiguousarray(mean.movedim(0, -1).numpy())
+        return _Decoded(first.path, "nifti", shares.shape, shares.dtype.name, affine=first.affine, spacing=first.spacing, values=shares)
 
     def picture(self, case_id: str) -> NDArray[Any]:
         """The image of a case, to be shown."""

@@ -31,7 +31,7 @@ class CaseDataset(Dataset[dict[str, Any]]):
 
     Args:
         cases: The cases, in the order that ``case_index`` counts.
-        card: How to load them.
+        card: How to load them; whole cases with labels as references (:meth:`DataCard.as_reference`).
         train: Give random patches for keys ``(index, seed)`` instead of whole cases for keys ``index``.
 
     Example:
@@ -43,7 +43,7 @@ class CaseDataset(Dataset[dict[str, Any]]):
     def __init__(self, cases: Sequence[Case], card: DataCard, *, train: bool) -> None:
         self.cases = list(cases)
         self.train = train
-        self.loading = medium_of(card).loading(card, train=train)
+        self.loading = medium_of(card).loading(card if train else card.as_reference(), train=train)
         self._cached: Sequence[dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:

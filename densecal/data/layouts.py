@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from densecal.data.card import DataCard
 from densecal.data.medium import medium_of
+from densecal.registry import near_matches
 
 __all__ = ["Case", "Companion", "case_id_of", "decathlon", "find_cases", "paired"]
 
@@ -23,13 +25,14 @@ class Companion:
 
     Args:
         name: What batches call it.
-        files: The files: label maps, stacked as channels ``(R, *spatial)``, or one file of shares.
+        files: The files: label maps, stacked as channels ``(R, *spatial)``, or one file of shares. ``None`` stands for a label map that the case lacks, ``ignore_index``
+            everywhere.
         shares: Whether it is one file of shares ``(K, *spatial)`` in [0, 1], not label maps. Beyond the image, label maps are ``ignore_index`` like the label; shares mean
             nothing there.
     """
 
     name: str
-    files: tuple[Path, ...]
+    files: tuple[Path | None, ...]
     shares: bool = False
 
 
@@ -40,11 +43,12 @@ class Case:
     Args:
         id: Name of the case, from its file name.
         image: Image file; several are stacked as channels.
-        label: Label file, or ``None`` where the set lists none.
+        label: Label file, or ``None`` where the set lists none. Of several raters the first one's.
         subject: Person (or phantom, or place) the case comes from; a subject is never on two sides of a split that is drawn.
         part: The set's own split that the case belongs to, where the card names such.
         listed: The place that names the case, "line 3 of train.txt" for example, where there is a list.
         companions: Further maps that batches hold beside the label.
+        raters: Label files of those who rated the case, in the order of their names, where the set has several raters.
     """
 
     id: str
@@ -54,12 +58,18 @@ class Case:
     part: str = ""
     listed: str = ""
     companions: tuple[Companion, ...] = ()
+    raters: tuple[Path, ...] = ()
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """What the label is made of: one file, or those of several raters."""
+        return self.raters or (() if self.label is None else (self.label,))
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything that is read for the case."""
-        labels = () if self.label is None else (self.label,)
-        return (*self.image, *labels, *(file for companion in self.companions for file in companion.files))
+        further = (file for companion in self.companions for file in companion.files if file is not None)
+        return tuple(dict.fromkeys((*self.image, *self.label_files, *further)))
 
 
 def find_cases(root: Path, card: DataCard) -> list[Case]:
@@ -90,7 +100,7 @@ def decathlon(root: Path, card: DataCard) -> list[Case]:
 
 
 def paired(root: Path, card: DataCard) -> list[Case]:
-    """Cases by the card's patterns ``image_files`` and ``label_files``, of the splits in ``split_names``, or all of them.
+    """Cases by the card's patterns ``image_files`` and ``label_files`` (or ``rater_files``), of the splits in ``split_names``, or all of them.
 
     Where ``case_lists`` names the cases, these and no others; else every case that has an image or a label, so that a missing partner is noticed when the files are
     checked. Where folders tell the subject, its name comes before that of the case. A name that occurs in several of the set's splits is told apart by the split's
@@ -98,12 +108,17 @@ def paired(root: Path, card: DataCard) -> list[Case]:
 
     Raises:
         FileNotFoundError: If a list is missing.
+        ValueError: If a rater that the card names has no file.
     """
     parts = list(dict.fromkeys(part for parts in card.split_names.values() for part in parts)) or [""]
     medium = medium_of(card)
     images = {part: _Files(root, card.image_files, part, medium.suffixes) for part in parts}
-    labels = {part: [_Files(root, pattern, part, medium.label_suffixes) for pattern in card.label_files] for part in parts}
-    found = [(part, name, place) for part in parts for name, place in _names(root, card, part, images[part], labels[part]).items()]
+    raters = _raters(root, card, parts, medium.label_suffixes)
+    labels = {
+        part: [[_Files(root, pattern.replace("{rater}", rater), part, medium.label_suffixes) for pattern in card.label_patterns] for rater in raters]
+        for part in parts
+    }
+    found = [(part, name, place) for part in parts for name, place in _names(root, card, part, images[part], list(chain(*labels[part]))).items()]
     apart = "{split}" in card.image_files
     repeated = {name for name, count in Counter(name for _, name, _ in found).items() if apart and count > 1}
     cases = []
@@ -112,9 +127,45 @@ def paired(root: Path, card: DataCard) -> list[Case]:
         case_id = "_".join(filter(None, (part if name in repeated else "", subject, file)))
         subject = subject_of(case_id, card) if card.subject_pattern or not subject else subject
         files = images[part].found.get(name) or [images[part].path(name)]
-        of_label = next((pattern.found[name] for pattern in labels[part] if name in pattern.found), [labels[part][0].path(name)])
-        cases += [Case(case_id, (image,), label, subject, part, place) for image in files for label in of_label for place in places]
+        of_label = list(product(*_label_files(name, labels[part], card)))
+        cases += [
+            Case(case_id, (image,), subject=subject, part=part, listed=place, **_labelled(label, card))
+            for image in files
+            for label in of_label
+            for place in places
+        ]
     return sorted(cases, key=lambda case: case.id)
+
+
+def _raters(root: Path, card: DataCard, parts: Sequence[str], suffixes: Sequence[str]) -> list[str]:
+    """Names of the raters, those with numbers in their order; one without a name where the set has none."""
+    if not card.rater_files:
+        return [""]
+    found = {rater for part in parts for pattern in card.rater_files for rater in _Files(root, pattern, part, suffixes).raters}
+    for rater in card.raters if found else []:
+        patterns = [pattern.replace("{rater}", rater) for pattern in card.rater_files]
+        if not any(_Files(root, pattern, part, suffixes).found for part in parts for pattern in patterns):
+            raise ValueError(
+                f"`raters` of the card {card.name} names {rater!r}, but there is no file {' or '.join(patterns)} in {root}. {near_matches(rater, found)}"
+            )
+    names = sorted(found, key=lambda name: [(int(word), "") if word.isdecimal() else (0, word) for word in re.split(r"(\d+)", name)])
+    return list(card.raters) or names or ["*"]
+
+
+def _label_files(name: str, labels: Sequence[Sequence[_Files]], card: DataCard) -> list[list[Path | None]]:
+    """The label files of a case by each rater: usually one. ``None`` stands for one that may be missing; at least one rater has to be there."""
+    found: list[list[Path | None]] = [list(next((files.found[name] for files in patterns if name in files.found), [])) for patterns in labels]
+    optional = card.missing_raters and any(found)
+    return [files or [None if optional else patterns[0].path(name)] for files, patterns in zip(found, labels, strict=True)]
+
+
+def _labelled(files: tuple[Path | None, ...], card: DataCard) -> dict[str, Any]:
+    """What a case holds of its label files, one per rater."""
+    there = tuple(file for file in files if file is not None)
+    if not card.rater_files:
+        return {"label": there[0]}
+    companions = (Companion("rater_labels", files),) if card.rater_fusion == "all" else ()
+    return {"label": there[0], "raters": there, "companions": companions}
 
 
 def _names(root: Path, card: DataCard, part: str, images: _Files, labels: Sequence[_Files]) -> dict[str, list[str]]:
@@ -141,7 +192,7 @@ class _Files:
 
     Args:
         root: Folder that the pattern is relative to.
-        pattern: Path with ``{id}``, maybe ``{subject}``, ``{split}``, ``*``, ``**`` and ``.*``.
+        pattern: Path with ``{id}``, maybe ``{subject}``, ``{rater}``, ``{split}``, ``*``, ``**`` and ``.*``.
         split: What ``{split}`` stands for; empty for any.
         suffixes: What ``.*`` stands for.
     """
@@ -154,15 +205,24 @@ class _Files:
 
     @cached_property
     def found(self) -> dict[str, list[Path]]:
-        path = Path(self.pattern.replace("{subject}", "*").replace("{id}", "*"))
+        files: dict[str, list[Path]] = {}
+        for match, file in self._matches:
+            files.setdefault(_name(match), []).append(file)
+        return files
+
+    @property
+    def raters(self) -> set[str]:
+        """What ``{rater}`` stands for in the files that there are."""
+        return {match["rater"] for match, _ in self._matches}
+
+    @cached_property
+    def _matches(self) -> list[tuple[re.Match[str], Path]]:
+        path = Path(re.sub(r"\{(subject|id|rater)\}", "*", self.pattern))
         base = Path(path.anchor) if path.is_absolute() else self.root
         regex = re.compile(self._regex(self.pattern), re.IGNORECASE)
-        files: dict[str, list[Path]] = {}
-        for file in sorted(base.glob(str(path.relative_to(path.anchor)))):
-            match = regex.fullmatch((file if path.is_absolute() else file.relative_to(base)).as_posix())
-            if match and not file.name.startswith("."):
-                files.setdefault(_name(match), []).append(file)
-        return files
+        files = sorted(base.glob(str(path.relative_to(path.anchor))))
+        matches = ((regex.fullmatch((file if path.is_absolute() else file.relative_to(base)).as_posix()), file) for file in files)
+        return [(match, file) for match, file in matches if match and not file.name.startswith(".")]
 
     def path(self, name: str) -> Path:
         """Where the file of a case should be."""
@@ -191,7 +251,7 @@ class _Files:
         if regex.endswith(r"\.\*"):
             regex = regex.removesuffix(r"\.\*") + f"(?:{'|'.join(map(re.escape, self.suffixes))})"
         regex = regex.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
-        for key in ("id", "subject"):
+        for key in ("id", "subject", "rater"):
             regex = regex.replace(rf"\{{{key}\}}", f"(?P<{key}>[^/]+?)", 1).replace(rf"\{{{key}\}}", f"(?P={key})")
         return regex
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from densecal.data.card import DataCard
 from densecal.data.layouts import Case
 from densecal.data.medium import medium_of
+from densecal.data.raters import mean_of_raters, pairwise_dice
 
 __all__ = ["CaseFacts", "DataProblems", "Problem", "find_problems", "survey"]
 
@@ -52,6 +56,8 @@ class CaseFacts:
         spacing: Voxel size in mm per axis.
         label_voxels: Voxels per class (fractional for soft labels).
         ignored_voxels: Voxels without a class.
+        num_raters: How many rated the case; 0 where the set has no raters.
+        agreement: Dice of each two raters, averaged, in [0, 1]; NaN where there is none, see :func:`densecal.data.raters.pairwise_dice`.
         problems: At most one per file.
     """
 
@@ -60,6 +66,8 @@ class CaseFacts:
     spacing: tuple[float, ...] = ()
     label_voxels: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     ignored_voxels: float = 0.0
+    num_raters: int = 0
+    agreement: float = math.nan
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -82,7 +90,8 @@ def find_problems(cases: Sequence[Case], card: DataCard, progress: bool = False,
     if not cases:
         where, keys = "imagesTr and labelsTr, or dataset.json", "the card's `layout`"
         if card.layout == "paired":
-            where, keys = f"{card.image_files} and {' or '.join(card.label_files)}", "the card's `image_files` and `label_files`"
+            labels = "rater_files" if card.rater_files else "label_files"
+            where, keys = f"{card.image_files} and {' or '.join(card.label_patterns)}", f"the card's `image_files` and `{labels}`"
         folder = root or Path(card.root or card.folder or card.name)
         return [Problem("", folder, f"found no cases in the layout {card.layout!r} ({where}). Check data.root and {keys}.")]
     return [problem for facts in survey(cases, card, progress) for problem in facts.problems]
@@ -108,8 +117,10 @@ def survey(cases: Sequence[Case], card: DataCard, progress: bool = False) -> lis
 def _repeated(case: Case, twin: Case) -> Problem:
     """Two cases of one name."""
     kind, file, other = "image", case.image[0], twin.image[0]
-    if file == other and case.label is not None and twin.label is not None and case.label != twin.label:
-        kind, file, other = "label", case.label, twin.label
+    if file == other:
+        kind, file, other = next(
+            (("label", one, two) for one, two in zip(case.label_files, twin.label_files, strict=False) if one != two), (kind, file, other)
+        )
     if file != other:
         return Problem(case.id, file, f"is a second {kind} of the case {case.id!r}, beside {other}. Rename or remove one of them.")
     places = f" ({twin.listed} and {case.listed})" if case.listed else ""
@@ -133,11 +144,13 @@ def check_present(path: Path, case: Case, card: DataCard) -> None:
     """
     if path.is_file():
         return
-    others = (
-        " So are the other files that `label_files` allows." if path == case.label and card.layout == "paired" and len(card.label_files) > 1 else ""
-    )
+    of_label, key = path in case.label_files, "rater_files" if card.rater_files else "label_files"
+    others = f" So are the other files that `{key}` allows." if of_label and card.layout == "paired" and len(card.label_patterns) > 1 else ""
     listed = f", though {case.listed} names it" if case.listed else ""
-    raise BadFileError(f"is missing{listed}.{others} Restore the file, or leave the case out.")
+    allow = (
+        ", or set `missing_raters: true` in the card if not every rater rated every case" if path in case.raters and not card.missing_raters else ""
+    )
+    raise BadFileError(f"is missing{listed}.{others} Restore the file, or leave the case out{allow}.")
 
 
 def check_shares(values: NDArray[np.float32]) -> None:
@@ -150,3 +163,20 @@ def check_shares(values: NDArray[np.float32]) -> None:
         raise BadFileError("holds NaN or infinite shares. Write it again.")
     if values.min() < -_SHARE or values.max() > 1 + _SHARE:
         raise BadFileError(f"expected shares in [0, 1], but got {values.min():.4g} to {values.max():.4g}.")
+
+
+def note_raters(facts: CaseFacts, rater_labels: Tensor, card: DataCard, *, ignore_index: int) -> None:
+    """Add what several raters of a case say: the mean share of each class, how many they are and how far they agree.
+
+    Args:
+        facts: Those of the case.
+        rater_labels: Their label maps ``(R, *spatial)``, integer.
+        card: The classes.
+        ignore_index: Label of pixels without a class.
+    """
+    num_classes = len(card.classes)
+    mean = mean_of_raters(rater_labels, num_classes, ignore_index=ignore_index).flatten(1)
+    facts.label_voxels = mean.sum(1, dtype=torch.float64).numpy()
+    facts.ignored_voxels = float((mean.sum(0) == 0).sum())
+    facts.num_raters = len(rater_labels)
+    facts.agreement = pairwise_dice(rater_labels, num_classes, background=card.background, ignore_index=ignore_index)

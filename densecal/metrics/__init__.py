@@ -19,6 +19,7 @@ from densecal.metrics.class_prior import ClassPriorBaseline, class_prior_baselin
 from densecal.metrics.evaluation import SegmentationEvaluation
 from densecal.metrics.fine_grained import FINE_GRAINED_DEFINITIONS, FineGrainedOverlap, fine_grained_overlap
 from densecal.metrics.overlap import DiceScore, JaccardIndex, dice_score, jaccard_index, overlap_counts
+from densecal.metrics.qubiq_dice import QUBIQ_THRESHOLDS, QubiqDice, qubiq_dice
 from densecal.metrics.regions import boundary_band, boundary_distance, dilate, foreground_region
 from densecal.metrics.results import DEFINITIONS, Evaluation, paired_differences
 from densecal.metrics.score_decomposition import BrierDecomposition, BrierScoreDecomposition, brier_decomposition
@@ -40,6 +41,7 @@ from densecal.metrics.uncertainty_overlap import MeanUncertaintyErrorOverlap, Un
 __all__ = [
     "DEFINITIONS",
     "FINE_GRAINED_DEFINITIONS",
+    "QUBIQ_THRESHOLDS",
     "AdaptiveCalibrationError",
     "AreaUnderRiskCoverage",
     "BrierDecomposition",
@@ -60,6 +62,7 @@ __all__ = [
     "MeanUncertaintyErrorOverlap",
     "NegativeLogLikelihood",
     "NormalizedSurfaceDistance",
+    "QubiqDice",
     "RiskCoverage",
     "SegmentationEvaluation",
     "SmoothCalibrationError",
@@ -88,6 +91,7 @@ __all__ = [
     "normalized_surface_distance",
     "overlap_counts",
     "paired_differences",
+    "qubiq_dice",
     "risk_coverage",
     "smooth_calibration_error",
     "uncertainty_error_overlap",

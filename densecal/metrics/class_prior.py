@@ -77,7 +77,7 @@ def class_prior_baseline(evaluation: Evaluation, class_shares: Sequence[float]) 
         [row["case_index"] for row in evaluation.cases],
         {region: _constant_sums(part, shares) for region, part in evaluation.case_sums.items()},
         overlap=_constant_overlap(overlap, shares),
-        soft_dice=torch.full(overlap[:, 0].shape, math.nan, dtype=torch.float64),
+        soft=torch.full_like(overlap, math.nan),
         settings=replace(evaluation.settings, num_bins=1, replicates=0),
     )
     soft = "soft_dice" in evaluation.mean  # the squares of soft references are not among the sums

@@ -15,8 +15,9 @@ from densecal.checks import check_choice, check_non_negative, check_positive, pl
 from densecal.labels import LabelSchema
 from densecal.metrics.inputs import Pixels, read_pixels
 from densecal.metrics.overlap import overlap_counts
+from densecal.metrics.qubiq_dice import dice_at_thresholds
 from densecal.metrics.regions import boundary_distance, dilate
-from densecal.metrics.results import ORDERED, Evaluation, RegionSums, Settings, evaluation_of, ordered_numbers
+from densecal.metrics.results import ORDERED, SOFT, Evaluation, RegionSums, Settings, evaluation_of, ordered_numbers
 from densecal.metrics.selective_risk import logit_norm_score
 from densecal.metrics.surface import hausdorff_distance_95, normalized_surface_distance
 from densecal.ops.activation import Activation
@@ -169,11 +170,11 @@ class SegmentationEvaluation(Metric):
             "overlap": torch.stack(overlap_counts(pixels), dim=1),
         }
         if pixels.soft_labels is None:
-            parts["soft_dice"] = torch.full((n, k), math.nan, dtype=torch.float64, device=pixels.probs.device)
+            parts["soft"] = torch.full((n, len(SOFT), k), math.nan, dtype=torch.float64, device=pixels.probs.device)
         else:
             p, q, _ = pixels.per_class()
             tp, fp, fn = overlap_sums(p.double(), q.double(), pixels.valid[:, : p.shape[-1]])
-            parts["soft_dice"] = 2 * tp / (2 * tp + fp + fn)
+            parts["soft"] = torch.stack([2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn), dice_at_thresholds(pixels)], dim=1)
         if self.detail:
             assert distance is not None
             parts |= self._details(pixels, strata, distance, confidence, correct)
@@ -215,7 +216,7 @@ class SegmentationEvaluation(Metric):
             case_index,
             sums,
             overlap=parts["overlap"],
-            soft_dice=parts["soft_dice"],
+            soft=parts["soft"],
             settings=Settings(
                 element="pixels" if len(rows) and bool((parts["spatial_dims"] < 3).all()) else "voxels",
                 num_bins=self.num_bins,
@@ -243,7 +244,7 @@ class SegmentationEvaluation(Metric):
             "top_label": (3, g, b),
             "classwise": (3, g, k, b),
         }
-        blocks |= {"overlap": (3, k), "soft_dice": (k,)}
+        blocks |= {"overlap": (3, k), "soft": (len(SOFT), k)}
         if self.detail:
             blocks |= {"ordered": (g, len(ORDERED)), "profile": (3, _REACH)}
         if self.surface_tolerance is not None:

@@ -19,7 +19,18 @@ from densecal.metrics.selective_risk import aurc_from_bins, excess_aurc_from_bin
 from densecal.metrics.smooth_calibration import smooth_from_bins
 from densecal.ops.binning import Bins, bin_edges
 
-__all__ = ["DEFINITIONS", "ORDERED", "Evaluation", "RegionSums", "Settings", "case_overlap", "evaluation_of", "ordered_numbers", "paired_differences"]
+__all__ = [
+    "DEFINITIONS",
+    "ORDERED",
+    "SOFT",
+    "Evaluation",
+    "RegionSums",
+    "Settings",
+    "case_overlap",
+    "evaluation_of",
+    "ordered_numbers",
+    "paired_differences",
+]
 
 _WHERE = {
     "all": "over all voxels that are not ignored",
@@ -76,6 +87,21 @@ _SURFACES = {
     "nsd": "normalised surface distance: share of both surfaces that lies within {surface_tolerance} of the other, in mm where the spacing is known, else in voxels; 0 "
     "where only one of them has the class",
 }
+_SOFT = {
+    "soft_dice": (
+        "soft Dice",
+        "probabilities p against shares q, (sum p + sum q - sum |p - q|) / (sum p + sum q), which is 1 exactly where p = q (the Dice semimetric)",
+    ),
+    "soft_iou": (
+        "soft IoU",
+        "probabilities p against shares q, (sum p + sum q - sum |p - q|) / (sum p + sum q + sum |p - q|), which is 1 exactly where p = q (the Jaccard metric)",
+    ),
+    "qubiq_dice": (
+        "QUBIQ Dice",
+        "Dice of where the probability and where the share is at least t, averaged over t = 0.1, 0.2, ..., 0.9; 1 at a t that neither reaches, no value for a class that "
+        "reaches none in both",
+    ),
+}
 _WORST_PERCENT = 10
 _HARD = "The prediction is the most probable class, the reference its class or, if soft, the class of largest share."
 _ABSENT = "A class that a case neither has nor is predicted in has no value there and is left out of means."
@@ -86,11 +112,9 @@ def _definitions() -> dict[str, str]:
     for key, (name, formula) in _OVERLAPS.items():
         texts[key] = f"Mean {name} of {{counted}} per case, then averaged over cases: {formula}. {_HARD} {_ABSENT}"
         texts[f"{key}/<class>"] = f"{_capital(name)} of one class per case, then averaged over cases: {formula}. {_HARD} {_ABSENT}"
-    texts["soft_dice"] = (
-        "Mean soft Dice of {counted} per case, then averaged over cases; only for soft references: probabilities p against shares q, "
-        "(sum p + sum q - sum |p - q|) / (sum p + sum q), which is 1 exactly where p = q (the Dice semimetric)."
-    )
-    texts["soft_dice/<class>"] = "Soft Dice (Dice semimetric) of one class per case, then averaged over cases; only for soft references."
+    for key, (name, formula) in _SOFT.items():
+        texts[key] = f"Mean {name} of {{counted}} per case, then averaged over cases; only for soft references: {formula}."
+        texts[f"{key}/<class>"] = f"{_capital(name)} of one class per case, then averaged over cases; only for soft references: {formula}."
     for key, text in _SURFACES.items():
         texts[key] = f"{_capital(text)}; mean of {{counted}} per case, then averaged over cases. {_HARD}"
         texts[f"{key}/<class>"] = f"{_capital(text)}; one class per case, then averaged over cases. {_HARD}"
@@ -112,6 +136,9 @@ count) and the like are to be filled in; :attr:`Evaluation.definitions` has them
 
 ORDERED = tuple(_ORDERED)
 """Measures that need the order of the confidences, as :func:`ordered_numbers` gives them."""
+
+SOFT = tuple(_SOFT)
+"""Overlap with a soft reference."""
 
 
 @dataclass
@@ -272,7 +299,7 @@ def evaluation_of(
     sums: Mapping[str, RegionSums],
     *,
     overlap: Tensor,
-    soft_dice: Tensor,
+    soft: Tensor,
     settings: Settings,
     groups: Sequence[Hashable] | None = None,
     fine: Mapping[str, Mapping[str, Bins]] | None = None,
@@ -287,7 +314,7 @@ def evaluation_of(
         case_index: Number of each of n cases.
         sums: Per region.
         overlap: Voxels in the intersection, in the prediction and in the reference, ``(n, 3, K)``.
-        soft_dice: ``(n, K)``, NaN for hard references.
+        soft: The scores of ``SOFT``, ``(n, len(SOFT), K)``, NaN for hard references.
         settings: How it was gathered.
         groups: Which cases belong together, by ``case_index``.
         fine: Fine bins over all cases, per region and score, with details.
@@ -303,8 +330,8 @@ def evaluation_of(
     intersection, predicted, reference = overlap.unbind(1)
     columns: dict[str, Tensor] = {}
     per_class = {"dice": dice_from_counts(*overlap.unbind(1)), "iou": jaccard_from_counts(*overlap.unbind(1))}
-    if not bool(soft_dice.isnan().all()):
-        per_class["soft_dice"] = soft_dice
+    if not bool(soft.isnan().all()):
+        per_class |= dict(zip(SOFT, soft.unbind(1), strict=True))
     if surface is not None:
         per_class |= {"hd95": surface[:, 0], "nsd": surface[:, 1]}
     for key, scores in per_class.items():

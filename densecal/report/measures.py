@@ -64,6 +64,8 @@ OVERLAP = (
     Measure("dice", "Dice", "higher", usual=True),
     Measure("iou", "IoU", "higher", usual=True),
     Measure("soft_dice", "Soft Dice", "higher", usual=True),
+    Measure("soft_iou", "Soft IoU", "higher", usual=True),
+    Measure("qubiq_dice", "QUBIQ Dice", "higher", usual=True),
     Measure("nsd", "Surface Dice (NSD)", "higher", usual=True, short="NSD"),
     Measure("hd95", "Hausdorff distance, 95 %", usual=True, digits=2, short="HD95"),
     Measure("assd", "Mean surface distance", usual=True, digits=2, short="ASSD"),

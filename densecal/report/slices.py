@@ -23,10 +23,12 @@ from densecal.pictures import as_array, gray, paint_classes, paint_ignored, show
 from densecal.report.drawing import plain_text
 from densecal.report.summary import hex_color
 
-__all__ = ["CONFIDENCE_COLORMAP", "ERROR_COLORS", "PANELS", "Example", "Panels", "example_figure", "slice_panels"]
+__all__ = ["AGREEMENT", "CONFIDENCE_COLORMAP", "ERROR_COLORS", "PANELS", "Example", "Panels", "example_figure", "slice_panels"]
 
 CONFIDENCE_COLORMAP = "viridis"
 PANELS = ("Image", "Truth", "Prediction", "Confidence", "Error")
+AGREEMENT = "Agreement"
+"""Panel before that of the confidence, in its colours: the largest share of a soft reference, of several raters how many agree."""
 ERROR_COLORS = {"wrong": (70, 120, 190), "wrong with a confidence above 0.9": (255, 90, 20)}
 """Of doubtful and of confident errors: dim and bright, so that they differ without colour, too."""
 _CONFIDENT = 0.9
@@ -63,7 +65,7 @@ class Panels:
     Args:
         title: Which slice.
         images: RGB per panel, ``(height, width, 3)``, uint8, square pixels.
-        names: What each panel shows: ``PANELS``, without the image where there is none.
+        names: What each panel shows: ``PANELS``, without the image where there is none and with ``AGREEMENT`` where the reference is soft.
         photograph: Whether the image is in colour.
     """
 
@@ -117,8 +119,9 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
     if label.shape == probs.shape:
         ignored = (label == schema.ignore_index).any(0) | (label == 0).all(0)
         label_map = np.where(ignored, schema.ignore_index, label.argmax(0))
+        agreement = [np.where(ignored, 0.0, label.max(0))]
     elif label.shape == spatial:
-        label_map = label.astype(np.int64)
+        label_map, agreement = label.astype(np.int64), []
     else:
         raise ValueError(f"Expected `label` of {example.case_id!r} of shape {spatial} or {probs.shape}, but got {label.shape}.")
     spacing = tuple(float(s) for s in example.spacing) or (1.0,) * len(spatial)
@@ -127,13 +130,15 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
     prediction, confidence = probs.argmax(0), probs.max(0)
     picture = shown(image)
     first = 1 if example.image is None else 0
+    names = (*PANELS[:3], AGREEMENT, *PANELS[3:]) if agreement else PANELS
+    maps = (picture, label_map, prediction, confidence, *agreement)
 
     def panels(title: str, arrays: tuple[np.ndarray, ...], steps: Sequence[float]) -> Panels:
-        return Panels(title, _draw(arrays, steps, schema)[first:], PANELS[first:], picture.ndim > len(spatial))
+        return Panels(title, _draw(arrays, steps, schema)[first:], names[first:], picture.ndim > len(spatial))
 
     if len(spatial) == 2:
         # Rows of an image run from top to bottom.
-        return [panels("", (picture, label_map, prediction, confidence), spacing)]
+        return [panels("", maps, spacing)]
 
     extent = [size * step for size, step in zip(spatial, spacing, strict=True)]
     planes = {axis: [a for a in range(3) if a != axis] for axis in range(3)}
@@ -143,7 +148,7 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
         across, up = planes[axis]
         index = _telling_slice(label_map, prediction, schema, axis)
         # The last remaining axis points up, as in a viewer of head scans.
-        arrays = tuple(np.take(array, index, axis).swapaxes(0, 1)[::-1] for array in (picture, label_map, prediction, confidence))
+        arrays = tuple(np.take(array, index, axis).swapaxes(0, 1)[::-1] for array in maps)
         name = f"{example.axis_names[axis]} " if len(example.axis_names) == 3 else ""
         title = f"{name}slice {index + 1} of {spatial[axis]}" + ("" if name else f" across axis {axis + 1}")
         result.append(panels(title, arrays, (spacing[up], spacing[across])))
@@ -173,7 +178,11 @@ def example_figure(panels: Sequence[Panels], schema: LabelSchema, title: str) ->
         axes.set_yticks([])
         axes.set_ylabel(row_title, fontsize=9)
     figure.colorbar(
-        ScalarMappable(Normalize(1 / schema.num_classes, 1), CONFIDENCE_COLORMAP), ax=list(grid[:, -1]), pad=0.02, label="confidence", shrink=0.8
+        ScalarMappable(Normalize(1 / schema.num_classes, 1), CONFIDENCE_COLORMAP),
+        ax=list(grid[:, -1]),
+        pad=0.02,
+        label="confidence" + (", agreement" if AGREEMENT in panels[0].names else ""),
+        shrink=0.8,
     )
     figure.suptitle(plain_text(title, max_length=100), fontsize=11)
     figure.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), 7), fontsize=9, frameon=False)
@@ -198,22 +207,28 @@ def _draw(arrays: Sequence[np.ndarray], spacing: Sequence[float], schema: LabelS
     side = min(max(*size, _SIDE[0]), _SIDE[1])
     lengths = [max(1, round(side * part / max(extent))) for part in extent]
     rows, columns = ((np.arange(length) * n) // length for n, length in zip(size, lengths, strict=True))
-    label_map, prediction, confidence = (array[np.ix_(rows, columns)] for array in others)
+    label_map, prediction, confidence, *agreement = (array[np.ix_(rows, columns)] for array in others)
     if all(length <= n for n, length in zip(size, lengths, strict=True)):
         picture = cv2.resize(np.ascontiguousarray(picture), (lengths[1], lengths[0]), interpolation=cv2.INTER_AREA)
     else:
         picture = picture[np.ix_(rows, columns)]
     base = gray(picture)
-    floor = 1 / schema.num_classes
-    colors = colormaps[CONFIDENCE_COLORMAP](np.clip((confidence - floor) / (1 - floor), 0, 1))[..., :3]
+    ignored = label_map == schema.ignore_index
     panels = (
         picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2),
         paint_classes(base, label_map, schema),
         paint_classes(base, prediction, schema),
-        colors,
+        *(paint_ignored(_in_colors(share, schema), ignored) for share in agreement),
+        _in_colors(confidence, schema),
         _errors(base, label_map, prediction, confidence, schema),
     )
     return tuple(to_uint8(panel) for panel in panels)
+
+
+def _in_colors(share: np.ndarray, schema: LabelSchema) -> np.ndarray:
+    """Largest share or probability of each pixel, from that of chance to 1."""
+    floor = 1 / schema.num_classes
+    return colormaps[CONFIDENCE_COLORMAP](np.clip((share - floor) / (1 - floor), 0, 1))[..., :3]
 
 
 def _errors(base: np.ndarray, label_map: np.ndarray, prediction: np.ndarray, confidence: np.ndarray, schema: LabelSchema) -> np.ndarray:

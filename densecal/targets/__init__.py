@@ -9,6 +9,7 @@ from densecal.targets.label_smoothing import LabelSmoothingTarget, label_smoothi
 from densecal.targets.label_statistic import LabelStatistic
 from densecal.targets.neighbour_proportions import NeighbourProportionsTarget, neighbour_proportions_target, neighbour_recipe
 from densecal.targets.one_hot import OneHotTarget, one_hot_target
+from densecal.targets.random_rater import RandomRaterTarget, draw_rater
 from densecal.targets.rater_mean import RaterMeanTarget, rater_mean_target
 from densecal.targets.scheduled import LabelMix, ScheduledTarget
 from densecal.targets.spatio_temporal import SpatioTemporal, SpatioTemporalTarget, spatio_temporal_target
@@ -35,6 +36,7 @@ __all__ = [
     "NeighbourProportionsTarget",
     "Neighbourhood",
     "OneHotTarget",
+    "RandomRaterTarget",
     "RaterMeanTarget",
     "Recipe",
     "SVLSTarget",
@@ -52,6 +54,7 @@ __all__ = [
     "boundary_mask",
     "boundary_smoothing_target",
     "distance_smoothing_target",
+    "draw_rater",
     "kde_soft_label",
     "label_smoothing_target",
     "neighbour_proportions_target",

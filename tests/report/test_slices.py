@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densecal.labels import LabelSchema
-from densecal.report.slices import ERROR_COLORS, PANELS, Example, example_figure, slice_panels
+from densecal.report.slices import AGREEMENT, ERROR_COLORS, PANELS, Example, example_figure, slice_panels
 
 SCHEMA = LabelSchema(("background", "lesion"), palette=((0, 0, 0), (200, 0, 0)))
 
@@ -137,3 +137,23 @@ def test_slice_panels_errors(change, message):
     fields = {"image": np.zeros((4, 4)), "label": np.zeros((4, 4)), "probs": np.zeros((2, 4, 4)), "spacing": (1.0, 1.0)} | change
     with pytest.raises(ValueError, match=message):
         slice_panels(Example("a", **fields), SCHEMA)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (6, 9, 7)], ids=["2d", "3d"])
+def test_slice_panels_of_a_soft_reference_show_where_raters_agree(shape):
+    """Agreement has the colours that the same confidence has; where the reference says nothing it is striped."""
+    shares = np.zeros((2, *shape), np.float32)
+    shares[0] = 1
+    shares[:, 2] = 0.5
+    probs = shares.copy()
+    shares[:, 4] = 0
+    panels = slice_panels(Example("a", np.zeros(shape, np.float32), shares, probs), SCHEMA)
+    assert {panel.names for panel in panels} == {("Image", "Truth", "Prediction", AGREEMENT, "Confidence", "Error")}
+    for panel in panels[-2:]:  # across the other axes: this one has the stripes in it
+        agreement, confidence = panel.images[3], panel.images[4]
+        same = (agreement == confidence).all(-1)
+        assert 0.5 < same.mean() < 1
+        assert len(np.unique(agreement.reshape(-1, 3), axis=0)) > 2
+    assert len(example_figure(panels, SCHEMA, "a").axes) >= 6 * len(panels)
+    hard = slice_panels(Example("a", np.zeros(shape, np.float32), shares.argmax(0), probs), SCHEMA)
+    assert hard[0].names == PANELS

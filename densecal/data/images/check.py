@@ -12,7 +12,7 @@ from densecal.data.card import DataCard
 from densecal.data.images.files import decode_fully, read_image, read_label, read_shares
 from densecal.data.images.labels import LabelReader
 from densecal.data.layouts import Case
-from densecal.data.validate import BadFileError, CaseFacts, Problem, check_present, check_shares, first_line
+from densecal.data.validate import BadFileError, CaseFacts, Problem, check_present, check_shares, first_line, note_raters
 
 __all__ = ["inspect"]
 
@@ -25,16 +25,23 @@ def inspect(case: Case, card: DataCard, reader: LabelReader) -> CaseFacts:
         facts.shape = _image(path, case, card).shape[:2]
     except BadFileError as error:
         facts.problems.append(Problem(case.id, path, str(error)))
-    assert case.label is not None
-    try:
-        label = reader(_stored(case.label, case, card))
-        if facts.shape and label.shape[:2] != facts.shape:
-            raise BadFileError(_other_size(label.shape[:2], facts.shape, path, card))
-        facts.label_voxels, facts.ignored_voxels = reader.count(label)
-    except BadFileError as error:
-        facts.problems.append(Problem(case.id, case.label, str(error)))
+    labels = []
+    for source in case.label_files:
+        try:
+            label = reader(_stored(source, case, card))
+            if facts.shape and label.shape[:2] != facts.shape:
+                raise BadFileError(_other_size(label.shape[:2], facts.shape, path, card))
+            labels.append(label)
+        except BadFileError as error:
+            facts.problems.append(Problem(case.id, source, str(error)))
+    if case.raters and len({label.shape for label in labels}) == 1:
+        note_raters(facts, reader.label_maps(labels), card, ignore_index=-1)
+    elif labels and not case.raters:
+        facts.label_voxels, facts.ignored_voxels = reader.count(labels[0])
     for companion in case.companions:
         for file in companion.files:
+            if file is None or file in case.label_files:
+                continue
             try:
                 check_present(file, case, card)
                 size = _shares(file).shape[1:] if companion.shares else reader(_stored(file, case, card)).shape[:2]

@@ -1,4 +1,4 @@
-"""Picture files: images read by OpenCV, labels by Pillow, which keeps the numbers of a palette apart from its colours."""
+"""Picture files: images read by OpenCV, labels by Pillow, which keeps the numbers of a palette apart from its colours; and slices in NIfTI files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["StoredLabel", "decode_fully", "read_image", "read_label", "read_shares"]
+__all__ = ["StoredLabel", "decode_fully", "is_nifti", "read_image", "read_label", "read_shares"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class StoredLabel:
 def read_image(path: Path, channels: int, exif: str = "apply") -> NDArray[Any]:
     """An image as ``(H, W, channels)``: uint8 for files of 8 bits, else float32, whole numbers scaled to [0, 1].
 
-    OpenCV fills up what is missing of a damaged JPEG file; :func:`decode_fully` notices.
+    OpenCV fills up what is missing of a damaged JPEG file; :func:`decode_fully` notices. A slice in a NIfTI file is scaled from its lowest and highest value to [0, 1].
 
     Args:
         path: The file.
@@ -41,6 +41,8 @@ def read_image(path: Path, channels: int, exif: str = "apply") -> NDArray[Any]:
         OSError: If there is no such file.
         ValueError: If it is no image.
     """
+    if is_nifti(path):
+        return np.repeat(_scaled(_read_slice(path).astype(np.float32))[..., None], channels, axis=2)
     flags = cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE)
     if exif == "ignore":
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
@@ -68,12 +70,15 @@ def decode_fully(path: Path) -> None:
 
 
 def read_label(path: Path) -> StoredLabel:
-    """The numbers, colours or shares in a label file: a picture, ``.npy``, ``.npz`` with one array, or ``.mat`` of the Semantic Boundaries Dataset.
+    """The numbers, colours or shares in a label file: a picture, a NIfTI file of one slice, ``.npy``, ``.npz`` with one array, or ``.mat`` of the Semantic Boundaries
+    Dataset.
 
     Raises:
         Exception: Whatever is raised for a file that is missing, damaged or of another kind.
     """
     suffix = path.suffix.lower()
+    if is_nifti(path):
+        return StoredLabel(_read_slice(path))
     if suffix == ".npy":
         return StoredLabel(np.load(path, allow_pickle=False))
     if suffix == ".npz":
@@ -108,6 +113,25 @@ def read_shares(path: Path) -> NDArray[np.float32]:
         raise ValueError(f"expected shares (K, H, W), but got shape {values.shape}")
     scale = 1 if values.dtype.kind == "f" else np.iinfo(values.dtype).max
     return values.astype(np.float32) / np.float32(scale)
+
+
+def is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _read_slice(path: Path) -> NDArray[Any]:
+    """The only slice of a volume; rows are the second axis of the file, as viewers show them."""
+    from densecal.data.volumes.nifti import read_nifti
+
+    values = np.asarray(read_nifti(path).dataobj)
+    if values.ndim < 2 or values.size != values.shape[0] * values.shape[1]:
+        raise ValueError(f"expected one slice (X, Y) or (X, Y, 1), but got shape {values.shape}")
+    return values.reshape(values.shape[:2]).T
+
+
+def _scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
 def _read_sbd(path: Path) -> NDArray[Any]:

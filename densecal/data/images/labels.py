@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from densecal.data.card import DataCard
-from densecal.data.images.files import StoredLabel
+from densecal.data.images.files import StoredLabel, read_label
+from densecal.data.layouts import Case
+from densecal.data.raters import fuse
 from densecal.data.validate import BadFileError
 
 __all__ = ["LabelReader"]
@@ -25,35 +30,57 @@ class LabelReader:
     """Turn stored labels into the form that is kept in memory.
 
     Class ``c`` becomes ``c + 1`` and "no class" 0; ``padding`` marks what an augmentation adds around an image. Soft labels have one share per class and, last, one for
-    "no class", so that the shares of a pixel sum to 1 and those of padding to 0.
+    "no class", so that the shares of a pixel sum to 1 and those of padding to 0. The mean of several raters is kept in that form, too.
 
     Args:
         card: Which numbers, colours or shares the files hold.
+
+    Attributes:
+        soft: Whether labels are kept as shares.
     """
 
     def __init__(self, card: DataCard) -> None:
         self.card = card
         self.num_classes = len(card.classes)
-        self.soft = card.soft_labels
+        self.soft = card.soft
         self.dtype = np.dtype(np.uint8 if self.num_classes < 255 else np.int16)
-        self.padding = 0 if self.soft else 255 if self.dtype == np.uint8 else -1
+        self._unknown = 255 if self.dtype == np.uint8 else -1
+        self.padding = 0 if self.soft else self._unknown  # a code that no file holds
         self._codes = {number: c + 1 for number, c in card.class_of_number().items()}
-        self._table = np.full(_MOST, self.padding, self.dtype)  # which no file holds
+        self._table = np.full(_MOST, self._unknown, self.dtype)
         for number, code in self._codes.items():
             if 0 <= number < _MOST:
                 self._table[number] = code
 
     def __call__(self, stored: StoredLabel) -> NDArray[Any]:
-        """Codes ``(H, W)``, uint8 (int16 for 255 classes and more), or shares ``(H, W, K + 1)``, float32.
+        """One file: codes ``(H, W)``, uint8 (int16 for 255 classes and more), or shares ``(H, W, K + 1)``, float32.
 
         Raises:
             BadFileError: If the file holds something else than the card says.
         """
-        if self.soft:
+        if self.card.soft_labels:
             return self._shares(stored.values)
         if self.card.label_encoding == "color":
             return self._from_colors(stored)
         return self._from_numbers(stored)
+
+    def of_case(self, case: Case) -> NDArray[Any]:
+        """The label of a case: codes ``(H, W)``; shares ``(H, W, K + 1)``, float32; or, of several raters whose mean is not asked for, codes ``(H, W, R)`` to draw one from.
+
+        Raises:
+            Exception: If a file cannot be read, or holds something else than the card says.
+        """
+        labels = [self(read_label(file)) for file in case.label_files]
+        if not self.card.rater_files:
+            return labels[0]
+        fused = fuse(self.label_maps(labels), self.num_classes, self.card.rater_fusion, ignore_index=-1).numpy()
+        if self.soft:
+            return np.ascontiguousarray(np.moveaxis(np.concatenate([fused, fused.sum(0, keepdims=True) == 0], dtype=np.float32), 0, -1))
+        return np.ascontiguousarray(np.moveaxis(fused + 1, 0, -1).astype(self.dtype))
+
+    def label_maps(self, codes: Sequence[NDArray[Any]]) -> Tensor:
+        """Codes of several raters, each ``(H, W)``, as classes ``(R, H, W)``, int64, -1 for none."""
+        return torch.from_numpy(np.stack(codes).astype(np.int64) - 1)
 
     def count(self, label: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
         """Pixels of each class (fractions of them for shares), and pixels without one."""
@@ -88,10 +115,10 @@ class LabelReader:
             codes = self._table[values]
         else:
             numbers, inverse = np.unique(values, return_inverse=True)
-            codes = np.array([self._codes.get(int(number), self.padding) for number in numbers], self.dtype)[inverse].reshape(values.shape)
-        # Padding's code is the largest or the smallest there is, which is found faster than any other.
-        if codes.size and self.padding == (codes.max() if self.padding > 0 else codes.min()):
-            found = _spell(values[codes == self.padding])
+            codes = np.array([self._codes.get(int(number), self._unknown) for number in numbers], self.dtype)[inverse].reshape(values.shape)
+        # The code of an unknown number is the largest or the smallest there is, which is found faster than any other.
+        if codes.size and self._unknown == (codes.max() if self._unknown > 0 else codes.min()):
+            found = _spell(values[codes == self._unknown])
             raise BadFileError(f"has labels outside {self._expected()}: {found}. Add the class to the card, or list the number in `ignore_values`.")
         if stored.palette is not None:
             self._check_palette(values, stored.palette)

@@ -30,8 +30,8 @@ class ImageMedium:
     noun = "image"
     element = "pixel"
     measured = False
-    suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-    label_suffixes: tuple[str, ...] = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy", ".npz", ".mat")
+    suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".nii.gz", ".nii")
+    label_suffixes: tuple[str, ...] = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy", ".npz", ".mat", ".nii.gz", ".nii")
     outputs: tuple[str, ...] = ("label", "probs", "confidence", "confidence_png", "overlay")
 
     def inspector(self, card: DataCard) -> Callable[[Case], CaseFacts]:

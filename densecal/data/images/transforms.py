@@ -18,6 +18,7 @@ from densecal.data.card import DataCard
 from densecal.data.images.files import read_image, read_label, read_shares
 from densecal.data.images.labels import LabelReader
 from densecal.data.layouts import Case, Companion
+from densecal.data.raters import check_fusion, draw
 from densecal.registry import near_matches
 
 __all__ = ["ImageLoading", "ImagePipeline", "Normalisation"]
@@ -29,17 +30,19 @@ class ImageLoading:
     """Images for training and testing; see :class:`densecal.data.medium.Loading`.
 
     In memory an image stays as it is in the file, ``(H, W, C)``, uint8 where that has 8 bits, and its label is a byte per pixel; companions are like the label,
-    ``(H, W, R)``, and shares of a companion float16. The pipeline takes label maps and a companion's shares to the nearest.
+    ``(H, W, R)``, and shares of a companion float16. The pipeline takes label maps and a companion's shares to the nearest. A label of several raters whose mean is not
+    asked for is ``(H, W, R)``, too, from which each patch has the labels of one.
 
     Args:
         card: The data set.
         train: Whether patches are drawn. Then what albumentations refuses shows at once.
 
     Raises:
-        ValueError: As :class:`ImagePipeline`, if ``train``.
+        ValueError: As :class:`ImagePipeline`, if ``train``; if raters are to be fused by a package that is not installed.
     """
 
     def __init__(self, card: DataCard, *, train: bool) -> None:
+        check_fusion(card.rater_fusion)
         self.card = card
         self.reader = LabelReader(card)
         self.normalise = Normalisation(card.normalisation)
@@ -53,8 +56,8 @@ class ImageLoading:
     def load(self, case: Case) -> dict[str, Tensor]:
         assert case.label is not None
         image = read_image(case.image[0], self.card.image_channels, self.card.exif)
-        label = self.reader(read_label(case.label))
-        maps = {"label": label, **{companion.name: self._companion(companion) for companion in case.companions}}
+        label = self.reader.of_case(case)
+        maps = {"label": label, **{companion.name: self._companion(companion, label.shape[:2]) for companion in case.companions}}
         for name, values in maps.items():
             if values.shape[:2] != image.shape[:2]:
                 raise ValueError(f"{name} is {values.shape[:2]}, but the image {image.shape[:2]}")
@@ -64,15 +67,20 @@ class ImageLoading:
             "statistics": torch.from_numpy(self.normalise.statistics(image)),
         }
 
-    def _companion(self, companion: Companion) -> NDArray[Any]:
+    def _companion(self, companion: Companion, shape: tuple[int, ...]) -> NDArray[Any]:
         if companion.shares:
-            return np.moveaxis(read_shares(companion.files[0]), 0, -1).astype(np.float16)
-        if self.reader.soft:
+            (file,) = companion.files
+            assert file is not None
+            return np.moveaxis(read_shares(file), 0, -1).astype(np.float16)
+        if self.card.soft_labels or (self.reader.soft and self._pipelines):
             raise ValueError(f"{companion.name} holds classes, which cannot be resized along with soft labels")
-        return np.stack([self.reader(read_label(file)) for file in companion.files], axis=-1)
+        nothing = np.zeros(shape, self.reader.dtype)
+        return np.stack([nothing if file is None else self.reader(read_label(file)) for file in companion.files], axis=-1)
 
     def patch(self, item: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
         maps = {name: values.numpy() for name, values in item.items() if name not in ("image", "statistics")}
+        if maps["label"].ndim == 3 and not self.reader.soft:
+            maps["label"] = np.ascontiguousarray(maps["label"][..., draw(seed, maps["label"].shape[2])])
         companions = tuple(name for name in maps if name != "label")
         if companions not in self._pipelines:
             self._pipelines[companions] = ImagePipeline(self.card, self.reader, companions)

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from densecal.data.card import DataCard
 from densecal.data.layouts import Case
-from densecal.data.validate import BadFileError, CaseFacts, Problem, check_present, check_shares, first_line
+from densecal.data.validate import BadFileError, CaseFacts, Problem, check_present, check_shares, first_line, note_raters
 from densecal.data.volumes.nifti import corner_shift, read_nifti
 
 __all__ = ["inspect"]
@@ -41,15 +42,22 @@ def inspect(case: Case, card: DataCard) -> CaseFacts:
     if case.label is None:
         facts.problems.append(Problem(case.id, case.image[0], "has no label. List one beside it, or leave the case out."))
         return facts
-    try:
-        label = _read(case.label, case, card)
-        if images:
-            _check_same_grid(images[0], label, case.image[0].name)
-        facts.label_voxels, facts.ignored_voxels = _count_labels(label, card)
-    except BadFileError as error:
-        facts.problems.append(Problem(case.id, case.label, str(error)))
+    labels: list[Any] = []
+    for source in case.label_files:
+        try:
+            label = _read(source, case, card)
+            if images:
+                _check_same_grid(images[0], label, case.image[0].name)
+            facts.label_voxels, facts.ignored_voxels = _count_labels(label, card)
+            labels.append(label.get_fdata(dtype=np.float32).reshape(label.shape[:3] if case.raters else label.shape))
+        except BadFileError as error:
+            facts.problems.append(Problem(case.id, source, str(error)))
+    if case.raters and len({label.shape for label in labels}) == 1:
+        note_raters(facts, torch.from_numpy(np.rint(np.stack(labels)).astype(np.int64)), card, ignore_index=card.ignore_index)
     for companion in case.companions:
         for file in companion.files:
+            if file is None or file in case.label_files:
+                continue
             try:
                 volume = _read(file, case, card)
                 if images:

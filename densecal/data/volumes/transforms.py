@@ -24,6 +24,7 @@ from monai.transforms import (
     EnsureChannelFirstd,
     EnsureTyped,
     Invertd,
+    LoadImage,
     LoadImaged,
     MapTransform,
     NormalizeIntensityd,
@@ -41,6 +42,7 @@ from torch import Tensor
 from densecal.checks import plain
 from densecal.data.card import DataCard
 from densecal.data.layouts import Case, Companion
+from densecal.data.raters import check_fusion, draw, fuse
 
 __all__ = ["VolumeLoading", "eval_transforms", "load_image", "prepare_transforms", "restore", "train_transforms"]
 
@@ -49,9 +51,16 @@ _FOREGROUND_VOXELS = 10_000
 
 
 class VolumeLoading:
-    """Volumes for training and testing; see :class:`densecal.data.medium.Loading`."""
+    """Volumes for training and testing; see :class:`densecal.data.medium.Loading`.
+
+    A label of several raters whose mean is not asked for is kept as ``(R, X, Y, Z)``; each patch has the labels of one.
+
+    Raises:
+        ValueError: If raters are to be fused by a package that is not installed.
+    """
 
     def __init__(self, card: DataCard, *, train: bool) -> None:
+        check_fusion(card.rater_fusion)
         self.card = card
         self.need_foreground = train and card.foreground_fraction is not None
         self._draws: dict[tuple[str, ...], Compose] = {}  # by the names of the companions
@@ -60,8 +69,9 @@ class VolumeLoading:
         steps: list[Transform] = [prepare_transforms(self.card, companions=case.companions)]
         if self.need_foreground:
             steps.append(ForegroundVoxelsd(self.card))
-        files = {companion.name: [str(path) for path in companion.files] for companion in case.companions}
-        data: dict[str, Any] = Compose(steps)({"image": [str(path) for path in case.image], "label": str(case.label), **files})
+        files = {companion.name: companion.files for companion in case.companions}
+        label = case.raters if self.card.rater_files else str(case.label)
+        data: dict[str, Any] = Compose(steps)({"image": [str(path) for path in case.image], "label": label, **files})
         spacing = torch.as_tensor(data["image"].pixdim, dtype=torch.float32)
         return {name: plain(data[name]).contiguous() for name in ("image", "label", "foreground", *files) if name in data} | {"spacing": spacing}
 
@@ -70,6 +80,9 @@ class VolumeLoading:
         if names not in self._draws:
             self._draws[names] = train_transforms(self.card, companions=names)
         self._draws[names].set_random_state(seed=seed)
+        if not item["label"].is_floating_point():
+            rater = draw(seed, len(item["label"]))
+            item = {**item, "label": item["label"][rater : rater + 1]}
         return self._finished(item, self._draws[names])
 
     def whole(self, item: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -130,14 +143,18 @@ def restore(probabilities: Tensor, image: MetaTensor, transform: Compose) -> Ten
 def prepare_transforms(card: DataCard, *, label: bool = True, companions: Sequence[Companion] = ()) -> Compose:
     """The part without randomness: ``image`` float32 ``(C, X, Y, Z)``, ``label`` uint8 ``(1, X, Y, Z)`` holding class + 1, or soft float32 ``(K, X, Y, Z)``.
 
-    Companions of the label become like it: label maps uint8 ``(R, X, Y, Z)``, shares float16 ``(K, X, Y, Z)``.
+    Companions of the label become like it: label maps uint8 ``(R, X, Y, Z)``, shares float16 ``(K, X, Y, Z)``. Several raters become the label as the card says, before
+    anything is resampled; those to draw from stay apart, ``(R, X, Y, Z)``.
     """
-    shares = {"label": card.soft_labels, **{companion.name: companion.shares for companion in companions}} if label else {}
+    shares = {"label": card.soft, **{companion.name: companion.shares for companion in companions}} if label else {}
     keys = ["image", *shares]
     modes = ["bilinear", *("bilinear" if of_shares else "nearest" for of_shares in shares.values())]
+    stacks = [companion.name for companion in companions if not companion.shares] + (["label"] if label and card.rater_files else [])
+    single = [key for key in keys if key not in stacks]
     steps: list[Transform] = [
-        LoadImaged(keys, reader="NibabelReader", dtype=np.float32),
-        EnsureChannelFirstd(keys),
+        LoadImaged(single, reader="NibabelReader", dtype=np.float32),
+        EnsureChannelFirstd(single),
+        *([LoadLabelMapsd(stacks, card.ignore_index)] if stacks else []),
         EnsureTyped(keys, dtype=torch.float32),
     ]
     if card.normalisation == "percentile":
@@ -146,6 +163,8 @@ def prepare_transforms(card: DataCard, *, label: bool = True, companions: Sequen
         steps.append(NormalizeIntensityd("image", nonzero=card.normalisation == "zscore_nonzero", channel_wise=True))
     if label:
         steps.append(SameGridd([*shares]))
+    if label and card.rater_files:
+        steps.append(FuseRatersd(card))
     if card.orientation is not None:
         steps.append(Orientationd(keys, axcodes=card.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))))
     if card.spacing is not None:
@@ -186,6 +205,39 @@ def train_transforms(card: DataCard, *, companions: Sequence[str] = ()) -> Compo
     return Compose([*steps, DecodeLabeld(card, companions)])
 
 
+class LoadLabelMapsd(MapTransform):
+    """Files of several label maps -> ``(R, X, Y, Z)``, floats; where one is ``None``, all of it is ``ignore_index``."""
+
+    def __init__(self, keys: Sequence[str], ignore_index: int) -> None:
+        super().__init__(keys)
+        self.ignore_index = ignore_index
+        self.load = LoadImage(reader="NibabelReader", dtype=np.float32, ensure_channel_first=True)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.keys:
+            loaded = [None if path is None else self.load(str(path)) for path in item[key]]
+            first = next(one for one in loaded if one is not None)
+            nothing = torch.full(first.shape, float(self.ignore_index))
+            item[key] = MetaTensor(torch.cat([nothing if one is None else plain(one) for one in loaded]), meta=first.meta)
+        return item
+
+
+class FuseRatersd(MapTransform):
+    """Label maps of several raters ``(R, X, Y, Z)`` -> the label that the card makes of them, label maps or shares ``(K, X, Y, Z)``."""
+
+    def __init__(self, card: DataCard) -> None:
+        super().__init__("label")
+        self.classes, self.fusion, self.ignore_index = len(card.classes), card.rater_fusion, card.ignore_index
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        raters = item["label"]
+        fused = fuse(plain(raters).round().long(), self.classes, self.fusion, ignore_index=self.ignore_index)
+        item["label"] = MetaTensor(fused.float(), meta=raters.meta)
+        return item
+
+
 class SameGridd(MapTransform):
     """Give what is on the image's grid its affine, so that all are resampled alike; validation allows a tenth of a voxel between them."""
 
@@ -203,7 +255,7 @@ class EncodeLabeld(MapTransform):
 
     def __init__(self, card: DataCard, key: str = "label") -> None:
         super().__init__(key)
-        self.classes, self.ignore_index, self.soft = len(card.classes), card.ignore_index, card.soft_labels and key == "label"
+        self.classes, self.ignore_index, self.soft = len(card.classes), card.ignore_index, card.soft and key == "label"
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -246,19 +298,20 @@ class DecodeLabeld(MapTransform):
 
 
 class ForegroundVoxelsd(MapTransform):
-    """Add ``foreground``, int32 ``(V, 3)``: voxels whose (most likely) class is not the background, at most 10,000 of them, evenly spaced in memory order."""
+    """Add ``foreground``, int32 ``(V, 3)``: voxels whose (most likely) class is not the background, by any of the raters to draw from, at most 10,000 of them, evenly spaced in memory order."""
 
     def __init__(self, card: DataCard) -> None:
         super().__init__("label")
-        self.background, self.soft = card.background, card.soft_labels
+        self.background, self.soft = card.background, card.soft
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         label = plain(item["label"])
-        code = torch.where(label.sum(0) > 0.5, label.argmax(0) + 1, 0) if self.soft else label[0]
+        code = torch.where(label.sum(0) > 0.5, label.argmax(0) + 1, 0).unsqueeze(0) if self.soft else label
         mask = code > 0
         if self.background is not None:
             mask &= code != self.background + 1
+        mask = mask.any(0)
         flat = torch.nonzero(mask.flatten())[:, 0]
         if len(flat) > _FOREGROUND_VOXELS:
             flat = flat[torch.linspace(0, len(flat) - 1, _FOREGROUND_VOXELS, dtype=torch.float64).long()]

@@ -8,6 +8,7 @@ import pytest
 from images import mask, photo, save, voc_palette
 from PIL import Image
 from scipy.io import savemat
+from volumes import save as save_volume
 
 from densecal.data.images.files import decode_fully, read_image, read_label
 
@@ -136,3 +137,23 @@ def test_read_label_refuses_another_matlab_file(tmp_path: Path) -> None:
     savemat(tmp_path / "a.mat", {"labels": np.zeros((2, 2))})
     with pytest.raises(ValueError, match="expected the variable GTcls of the Semantic Boundaries Dataset"):
         read_label(tmp_path / "a.mat")
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1)], ids=str)
+def test_slices_in_nifti_files_are_images_and_labels(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    values = np.arange(35, dtype=np.float32).reshape(shape) * 10 - 100
+    path = save_volume(tmp_path / "i.nii.gz", values)
+    image = read_image(path, 3)
+    assert image.shape == (7, 5, 3)  # rows are the file's second axis
+    assert image[0, 1].tolist() == pytest.approx([7 / 34] * 3)
+    assert (image.min(), image.max()) == (0, 1)
+    label = save_volume(tmp_path / "l.nii.gz", (values > 0).astype(np.uint8))
+    assert (read_label(label).values == (values.reshape(5, 7).T > 0)).all()
+    assert not read_image(save_volume(tmp_path / "c.nii.gz", np.full(shape, 7, np.int16)), 1).any()
+
+
+def test_a_volume_is_no_image(tmp_path: Path) -> None:
+    path = save_volume(tmp_path / "v.nii.gz", np.zeros((5, 7, 3), np.uint8))
+    for read in (lambda: read_image(path, 1), lambda: read_label(path)):
+        with pytest.raises(ValueError, match=r"expected one slice \(X, Y\) or \(X, Y, 1\), but got shape \(5, 7, 3\)"):
+            read()

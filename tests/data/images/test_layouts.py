@@ -13,6 +13,7 @@ import pytest
 from images import SHAPE, mask, photo, save, voc_palette
 from PIL import Image, ImageDraw
 from scipy.io import savemat
+from volumes import save as save_volume
 
 from densecal.data.card import DataCard, list_cards, load_card, override_card
 from densecal.data.dataset import CaseDataset
@@ -456,6 +457,34 @@ def test_case_lists_without_split_and_missing_lists(tmp_path: Path) -> None:
         find_cases(tmp_path, load_card("voc_aug"))
 
 
+def test_qubiq_reads_slices_of_several_raters(tmp_path: Path) -> None:
+    """Two tasks of six raters, one of whom has not outlined one case, in NIfTI files as the challenge has them."""
+    rng = np.random.default_rng(0)
+    outlines: dict[str, list[np.ndarray]] = {}
+    for split, numbers in (("Training", range(1, 6)), ("Validation", range(6, 8))):
+        for n in numbers:
+            folder = tmp_path / split / f"case{n:02}"
+            save_volume(folder / "image.nii.gz", rng.normal(0, 500, (20, 24)).astype(np.float32))
+            for task in (1, 2):
+                masks = [(rng.random((20, 24)) < 0.3).astype(np.uint8) for _ in range(6)]
+                for rater, values in enumerate(masks, start=1):
+                    if (n, rater) != (2, 5):
+                        save_volume(folder / f"task0{task}_seg0{rater}.nii.gz", values)
+                outlines[f"case{n:02}/{task}"] = [m for rater, m in enumerate(masks, start=1) if (n, rater) != (2, 5)]
+    changes = ["classes=[background,prostate]", "missing_raters=true", f"root={tmp_path}", 'rater_files=["{split}/{id}/task02_seg{rater}.nii.gz"]']
+    card = override_card(load_card("qubiq"), changes)
+    cases = find_cases(tmp_path, card)
+    assert not find_problems(cases, card)
+    split = split_cases(cases, card)
+    assert [len(split[side]) for side in ("train", "val", "test")] == [4, 1, 2]
+    dataset = CaseDataset(cases, card, train=False)
+    for n, case in enumerate(cases):
+        item = dataset[n]
+        assert item["image"].shape == (1, 24, 20)
+        assert item["image"].abs().max() < 10
+        np.testing.assert_allclose(item["label"][1], np.mean(outlines[f"{case.id}/2"], axis=0).T, rtol=1e-6)
+
+
 def test_val_and_test_may_be_the_same_split(tmp_path: Path) -> None:
     card = own(case_lists="{split}.txt", split_names={"train": ["train"], "val": ["val"], "test": ["val"]})
     write_lines(tmp_path / "train.txt", "a", "b")
@@ -470,6 +499,7 @@ def test_cards_of_images_train(name: str, tmp_path: Path) -> None:
     files = {
         "image_files": "x_{id}.png",
         "label_files": ["x_{id}.bmp"],
+        "rater_files": [],
         "case_lists": None,
         "split_names": {side: [] for side in ("train", "val", "test")},
     }
@@ -478,6 +508,6 @@ def test_cards_of_images_train(name: str, tmp_path: Path) -> None:
     save(tmp_path / "x_1.png", photo(0, (1100, 1100)))
     save(tmp_path / "x_1.bmp", np.array(card.palette, np.uint8)[numbers] if card.label_encoding == "color" else numbers)
     item = CaseDataset(find_cases(tmp_path, card), card, train=True)[0, 1]
-    assert item["image"].shape == (3, 32, 32)
+    assert item["image"].shape == (card.image_channels, 32, 32)
     assert item["label"].shape == (1, 32, 32)
     assert set(item["label"].unique().tolist()) <= {*range(len(card.classes)), card.ignore_index}
