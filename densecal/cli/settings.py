@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from densecal.cli.sources import register_sources
 
-__all__ = ["EvaluateSettings", "PredictSettings", "TrainSettings", "register_settings"]
+__all__ = ["CorruptLabelsSettings", "EvaluateSettings", "PredictSettings", "TrainSettings", "register_settings"]
 
 
 @dataclass
@@ -84,6 +84,21 @@ class EvaluateSettings:
     output: str | None = None
 
 
+@dataclass
+class CorruptLabelsSettings:
+    """``configs/corrupt_labels.yaml`` explains each setting and gives its default."""
+
+    data: Any = None
+    output: str = MISSING
+    share: float = MISSING
+    split: str = MISSING
+    kind: Any = MISSING
+    severity: Any = MISSING
+    transition: list[list[float]] | None = None
+    seed: int = MISSING
+    link: bool = MISSING
+
+
 def register_settings() -> None:
     """Let the YAML files name the classes above in their defaults, and the command line a pair of architecture and encoder."""
     register_sources()
@@ -91,3 +106,4 @@ def register_settings() -> None:
     store.store(name="train_settings", node=TrainSettings)
     store.store(name="predict_settings", node=PredictSettings)
     store.store(name="evaluate_settings", node=EvaluateSettings)
+    store.store(name="corrupt_labels_settings", node=CorruptLabelsSettings)

@@ -118,7 +118,10 @@ def test_split_cases_needs_a_subject_for_each_fold() -> None:
         ({"num_folds": 2, "fold": 0, "val_fraction": 0.5}, "Expected `val_fraction` below 0.5"),
         ({"num_folds": 2, "fold": 0, "splits": {"train": ["a"]}}, "`fold` and `splits` both say"),
         ({"num_folds": 2, "fold": 0, "test_root": "elsewhere"}, "`fold` and `test_root` both say"),
-        ({"num_folds": 2, "fold": 0, "split_names": {"train": ["A"], "test": ["B"]}, "case_lists": "{split}.txt"}, "`fold` and `split_names.test` both"),
+        (
+            {"num_folds": 2, "fold": 0, "split_names": {"train": ["A"], "test": ["B"]}, "case_lists": "{split}.txt"},
+            "`fold` and `split_names.test` both",
+        ),
     ],
 )
 def test_folds_of_a_card_that_make_no_sense(changes: dict[str, object], message: str) -> None:
