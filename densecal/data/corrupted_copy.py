@@ -118,7 +118,7 @@ def write_corrupted_copy(
                 f"Expected {count} label maps that such errors change ({kinds}), but found {len(done)} among {len(chosen)}. Raise the severity, or lower the share."
             )
         for case in tqdm(cases, desc="Copying", unit="case", disable=not progress, leave=False):
-            for path in (*case.image, *([case.label] if case.label else [])):
+            for path in case.files:
                 _copy(path, source, folder, link)
         for listing in _listings(root, card):
             _copy(listing, source, folder, link=False)

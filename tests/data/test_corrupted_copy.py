@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,7 @@ from densecal.data.corrupted_copy import RECORD, read_known_errors, write_corrup
 from densecal.data.images.files import read_label
 from densecal.data.images.rewrite import read_classes, rewrite_classes
 from densecal.data.label_noise import corrupt_label
-from densecal.data.layouts import find_cases
+from densecal.data.layouts import Companion, find_cases
 from densecal.data.medium import medium_of
 from densecal.data.validate import find_problems
 from densecal.data.volumes.labels import rewrite_classes as rewrite_volume
@@ -76,6 +77,17 @@ def test_copy_of_images_keeps_lists_palettes_and_void(tmp_path):
         assert after.getpalette() == before.getpalette()
         assert np.array_equal(np.asarray(after) == 255, np.asarray(before) == 255)
         assert (np.asarray(after) != np.asarray(before)).any()
+
+
+def test_companions_of_a_case_come_along(make_set, tmp_path):
+    card = make_set(2)
+    root = Path(card.root)
+    (root / "raters").mkdir()
+    (root / "raters" / "s001.nii.gz").write_bytes(b"a second opinion")
+    cases = find_cases(root, card)
+    cases[0] = replace(cases[0], companions=(Companion("rater_labels", (root / "raters" / "s001.nii.gz",)),))
+    write_corrupted_copy(root, card, cases, tmp_path / "noisy", errors=[("dilation", 1.0)], count=1, seed=0)
+    assert (tmp_path / "noisy" / "raters" / "s001.nii.gz").read_bytes() == b"a second opinion"
 
 
 def painted(tmp_path: Path, form: str) -> tuple[Path, DataCard]:
