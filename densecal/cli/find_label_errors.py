@@ -46,10 +46,10 @@ def find_label_errors(config: DictConfig) -> Path:
     try:
         known = None if config.known is None else read_known_errors(Path(config.known))
         cases, schema, facts, notes = _held_out(config) if config.runs is not None else _saved(config)
-        problems = [str(problem) for problem in cases.problems()]
+        found = cases.problems()
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from None
-    bad = {problem.case_id for problem in cases.problems()} if problems else set()
+    problems, bad = [str(problem) for problem in found], {problem.case_id for problem in found}
     _refuse(config, problems)
     finder, unreadable = LabelErrorFinder(schema), []
     wanted = [case_id for case_id in cases.case_ids if case_id not in bad]

@@ -25,7 +25,7 @@ __all__ = ["FLAGGED_COLORS", "TABLE", "finding_panels", "known_summary", "write_
 TABLE = "label_errors.csv"
 FLAGGED_COLORS = {"largest region": (255, 90, 20), "other flagged": (70, 120, 190)}
 """Bright and dim, so that they differ without colour, too."""
-_MAX_CASES = 200
+_MAX_CASES = 100  # rows of the page's table; the file has all
 _MAX_PAIRS = 20
 _WHOLE = 320
 """A plane of no more pixels along its longer side is shown whole, a larger one around the region."""
