@@ -17,7 +17,7 @@ import torch
 import densecal
 from densecal.files import write_atomically
 
-__all__ = ["find_checkpoint", "find_latest_run", "new_run_dir", "provenance", "read_checkpoint", "read_record", "write_record"]
+__all__ = ["RECORD", "find_checkpoint", "find_latest_run", "new_run_dir", "provenance", "read_checkpoint", "read_record", "write_record"]
 
 RECORD = "run.json"
 _PACKAGES = ("torch", "lightning", "monai", "torchmetrics", "hydra-core", "nibabel", "numpy", "scipy")

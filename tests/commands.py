@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -16,10 +17,10 @@ MOMENTS = ("training", "validation", "best", "last")
 
 
 def run_command(name: str, arguments: list[str], log: Path, die_in: str | None = None, epoch: int = 2) -> int:
-    """Run ``densecal-<name>`` and return its exit status, negative for the signal it died of.
+    """Run a command of densecal's and return its exit status, negative for the signal it died of.
 
     Args:
-        name: ``"train"``, ``"predict"`` or ``"evaluate"``.
+        name: Module of the command, ``"train"``, ``"predict"``, ``"evaluate"`` or ``"find_label_errors"``.
         arguments: Its command line.
         log: File for what it prints.
         die_in: Where to be killed in ``epoch`` (counted from 0): in a ``"training"`` step, in ``"validation"``, or half-way through writing the checkpoint
@@ -42,15 +43,13 @@ def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: 
     os.dup2(output, 2)
     import torch
 
-    from densecal.cli import evaluate, predict, train
-
     torch.set_num_threads(1)
     # As in a process that was started from a shell; this one has inherited the fork server that it comes from.
     multiprocessing.set_start_method("fork", force=True)
     if die_in is not None:
         _plant(die_in, epoch)
     sys.argv = [f"densecal-{name}", *arguments]
-    {"train": train.main, "predict": predict.main, "evaluate": evaluate.main}[name]()
+    importlib.import_module(f"densecal.cli.{name}").main()
 
 
 def _die() -> None:

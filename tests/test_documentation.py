@@ -69,7 +69,8 @@ def test_files_that_the_pages_link_to_are_there():
 def test_what_was_tested_is_pinned():
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project = content["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["train"], *content["dependency-groups"]["dev"]]
+    extras = [name for extra in project["optional-dependencies"].values() for name in extra]
+    needed = [*project["dependencies"], *extras, *content["dependency-groups"]["dev"]]
     names = {re.split(r"[\[>=<; ]", line)[0] for line in needed} - {"densecal"}
     assert names <= {line.split("==")[0] for line in content["tool"]["uv"]["constraint-dependencies"]}
 

@@ -18,7 +18,7 @@ from densecal.cli.configuration import CommandError, command
 if TYPE_CHECKING:
     from densecal.data import DataCard
 
-__all__ = ["evaluate", "main"]
+__all__ = ["evaluate", "main", "saved_model"]
 
 
 def main() -> None:
@@ -196,7 +196,7 @@ def _models(config: DictConfig) -> dict[str, _Model]:
         raise CommandError(f"predictions: the name {min(repeated)!r} is taken by a run. Give names as {{name: path}}.")
     models = {name: _trained(config, path, device) for name, path in runs.items()}
     for name, path in folders.items():
-        models[name] = _saved(config, path, [model.schema.names for model in models.values()])
+        models[name] = saved_model(config, path, [model.schema.names for model in models.values()])
     return models
 
 
@@ -257,7 +257,7 @@ def _card(config: DictConfig) -> DataCard:
     return card
 
 
-def _saved(config: DictConfig, path: str, known_names: Sequence[tuple[str, ...]]) -> _Model:
+def saved_model(config: DictConfig, path: str, known_names: Sequence[tuple[str, ...]]) -> _Model:
     """A folder of anybody's predictions; where it does not name its classes, they are those of the models before it, if as many."""
     from densecal.cli.facts import reference
     from densecal.data import PredictionFolder, resolve_root

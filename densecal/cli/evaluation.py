@@ -141,6 +141,8 @@ def _facts(
     which = f"{sizes[split]} {'test' if split == 'test' else 'validation'} case{'s' if sizes[split] != 1 else ''}"
     if split == "test" and card.test_root is not None:
         which = f"all {sizes[split]} cases of {Path(card.test_root).name}, a second data set"
+    if split == "test" and card.fold is not None:
+        which += f" of fold {card.fold} (counted from 0) of {card.num_folds}"
     epoch = max((row["epoch"] for row in history.rows), default=-1) + 1
     device = torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return {

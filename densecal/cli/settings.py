@@ -10,7 +10,15 @@ from omegaconf import MISSING
 
 from densecal.cli.sources import register_sources
 
-__all__ = ["CompareSettings", "EvaluateSettings", "PredictSettings", "TrainSettings", "register_settings"]
+__all__ = [
+    "CompareSettings",
+    "CorruptLabelsSettings",
+    "EvaluateSettings",
+    "FindLabelErrorsSettings",
+    "PredictSettings",
+    "TrainSettings",
+    "register_settings",
+]
 
 
 @dataclass
@@ -95,6 +103,50 @@ class CompareSettings:
     output: str | None = None
 
 
+@dataclass
+class CorruptLabelsSettings:
+    """``configs/corrupt_labels.yaml`` explains each setting and gives its default."""
+
+    data: Any = None
+    output: str = MISSING
+    share: float = MISSING
+    split: str = MISSING
+    kind: Any = MISSING
+    severity: Any = MISSING
+    transition: list[list[float]] | None = None
+    seed: int = MISSING
+    link: bool = MISSING
+
+
+@dataclass
+class FindLabelErrorsSettings:
+    """``configs/find_label_errors.yaml`` explains each setting and gives its default."""
+
+    data: Any = None
+    inference: Any = None
+    runs: Any = None
+    checkpoint: str | None = None
+    root: str | None = None
+    device: str = MISSING
+    predictions: str | None = None
+    labels: str | None = None
+    split: str | None = None
+    images: str | None = None
+    classes: list[str] | None = None
+    from_logits: bool = MISSING
+    axes: str = MISSING
+    label_values: list[int] | None = None
+    prediction_suffix: str | None = None
+    label_suffix: str = MISSING
+    ignore_index: int | None = None
+    background: int | None = None
+    score: str = MISSING
+    top: int = MISSING
+    known: str | None = None
+    strict: bool = MISSING
+    output: str | None = None
+
+
 def register_settings() -> None:
     """Let the YAML files name the classes above in their defaults, and the command line a pair of architecture and encoder."""
     register_sources()
@@ -103,3 +155,5 @@ def register_settings() -> None:
     store.store(name="predict_settings", node=PredictSettings)
     store.store(name="evaluate_settings", node=EvaluateSettings)
     store.store(name="compare_settings", node=CompareSettings)
+    store.store(name="corrupt_labels_settings", node=CorruptLabelsSettings)
+    store.store(name="find_label_errors_settings", node=FindLabelErrorsSettings)

@@ -134,6 +134,9 @@ class DataCard:
         val_fraction: Share of the subjects for validation.
         test_fraction: Share of the subjects for testing.
         split_seed: Draws the split; independent of the training seed.
+        num_folds: Cross-validation: the subjects are divided into so many folds by ``split_seed``, and those of ``fold`` are the test split instead of a share of
+            ``test_fraction``. Every case is tested on in exactly one fold. ``None`` for a single split.
+        fold: The fold to test on, counted from 0. ``-m data.num_folds=5 data.fold=0,1,2,3,4`` trains all five.
         splits: Case ids of ``train``, ``val`` and ``test``; where given, nothing is drawn.
         orientation: Axis codes such as ``"RAS"`` to turn every volume to, or ``None`` to keep its axes. Volumes only.
         spacing: Voxel size to resample to, in mm per axis, or ``None`` to keep it. Volumes only.
@@ -201,6 +204,8 @@ class DataCard:
     val_fraction: float = 0.15
     test_fraction: float = 0.25
     split_seed: int = 0
+    num_folds: int | None = None
+    fold: int | None = None
     splits: dict[str, list[str]] = field(default_factory=dict)
     orientation: str | None = None
     spacing: list[float] | None = None
@@ -254,7 +259,8 @@ class DataCard:
             check_positive(name, getattr(self, name))
         for name in ("num_workers", "foreground_radius", "val_fraction", "test_fraction", "color_tolerance"):
             check_non_negative(name, getattr(self, name))
-        if self.val_fraction + self.test_fraction >= 1:
+        self._check_folds()
+        if self.num_folds is None and self.val_fraction + self.test_fraction >= 1:
             raise ValueError(f"Expected `val_fraction` + `test_fraction` below 1, but got {self.val_fraction} + {self.test_fraction}.")
         if self.foreground_fraction is not None and not 0 <= self.foreground_fraction <= 1:
             raise ValueError(f"Expected `foreground_fraction` in [0, 1] or null, but got {self.foreground_fraction}.")
@@ -265,6 +271,22 @@ class DataCard:
             _check_pattern(self.subject_pattern)
         elif self.subject_size != 1:
             raise ValueError("`subject_size` needs `subject_pattern`: a regular expression whose first group is the number in the case id.")
+
+    def _check_folds(self) -> None:
+        if self.num_folds is None and self.fold is None:
+            return
+        if self.num_folds is None or self.fold is None:
+            given, other = ("fold", "num_folds") if self.num_folds is None else ("num_folds", "fold")
+            raise ValueError(f"`{given}` needs `{other}`: num_folds=5 fold=0 tests on the first of five folds.")
+        if self.num_folds < 2:
+            raise ValueError(f"Expected `num_folds` to be 2 or more, or null for a single split, but got {self.num_folds}.")
+        if not 0 <= self.fold < self.num_folds:
+            raise ValueError(f"Expected `fold` in 0 to {self.num_folds - 1}, as `num_folds` is {self.num_folds}, but got {self.fold}.")
+        if self.val_fraction + 1 / self.num_folds >= 1:
+            raise ValueError(f"Expected `val_fraction` below {1 - 1 / self.num_folds:.3g}, the share outside a fold, but got {self.val_fraction}.")
+        for name, value in (("splits", self.splits), ("split_names.test", self.split_names.get("test")), ("test_root", self.test_root)):
+            if value:
+                raise ValueError(f"`fold` and `{name}` both say what is tested on. Leave out one of them.")
 
     def _check_splits(self) -> None:
         for name in ("splits", "split_names"):

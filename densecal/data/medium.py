@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -95,6 +96,22 @@ class Medium(Protocol):
 
     def picture(self, paths: Sequence[Path], card: DataCard) -> NDArray[Any]:
         """An image to be shown: colours ``(rows, columns, 3)``, uint8, or grey values ``(*spatial)``."""
+        ...
+
+    def read_label(self, path: Path, card: DataCard) -> tuple[NDArray[np.int64], tuple[float, ...]]:
+        """The classes in a label file, ``(*spatial)`` with ``ignore_index``, on the grid of the file, and the distance between neighbours in mm; empty where it has none.
+
+        Raises:
+            Exception: If it cannot be read, or holds something else than the card says.
+        """
+        ...
+
+    def rewrite_label(self, source: Path, target: Path, label_map: NDArray[np.int64], card: DataCard) -> Path:
+        """Write a copy of a label file in which other classes stand, and nothing else has changed.
+
+        Raises:
+            ValueError: If a file of this kind cannot be written, or not with these classes.
+        """
         ...
 
     def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> Path:

@@ -17,11 +17,12 @@ def split_cases(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
     """Divide cases into ``train``, ``val`` and ``test``; nobody's volumes are on two sides.
 
     Subjects are ordered by a hash of ``(split_seed, subject)`` and cut at the card's fractions. The split therefore depends on neither the training seed nor the
-    order of the files, and a subject that is added later moves at most a few others across a cut. A fraction above 0 gives at least one subject.
+    order of the files, and a subject that is added later moves at most a few others across a cut. A fraction above 0 gives at least one subject. Folds are pieces of the
+    same order, as equal as they can be: ``fold`` is tested on, and the subjects after it, going round, are those of validation.
 
     Args:
         cases: All cases of the set.
-        card: Fractions and ``split_seed``, or explicit case ids in ``splits``, or names of the set's own splits in ``split_names``.
+        card: Fractions (or ``num_folds`` and ``fold``) and ``split_seed``, or explicit case ids in ``splits``, or names of the set's own splits in ``split_names``.
 
     Returns:
         The three lists, each sorted by case id.
@@ -46,6 +47,12 @@ def _drawn(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
         name: max(1, round(fraction * len(subjects))) if fraction else 0
         for name, fraction in (("test", card.test_fraction), ("val", card.val_fraction))
     }
+    if card.num_folds is not None and card.fold is not None:
+        if len(subjects) < card.num_folds:
+            raise ValueError(f"Expected at least {card.num_folds} subjects for `num_folds`, but the data set {card.name} has {len(subjects)}.")
+        start, end = (len(subjects) * fold // card.num_folds for fold in (card.fold, card.fold + 1))
+        sizes["test"] = end - start
+        subjects = subjects[start:] + subjects[:start]
     if sum(sizes.values()) >= len(subjects):
         raise ValueError(f"Expected at least {sum(sizes.values()) + 1} subjects to split, but the data set {card.name} has {len(subjects)}.")
     chosen = {subject: "test" if rank < sizes["test"] else "val" if rank < sum(sizes.values()) else "train" for rank, subject in enumerate(subjects)}

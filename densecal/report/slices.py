@@ -23,7 +23,19 @@ from densecal.pictures import as_array, gray, paint_classes, paint_ignored, show
 from densecal.report.drawing import plain_text
 from densecal.report.summary import hex_color
 
-__all__ = ["AGREEMENT", "CONFIDENCE_COLORMAP", "ERROR_COLORS", "PANELS", "Example", "Panels", "example_figure", "slice_panels"]
+__all__ = [
+    "AGREEMENT",
+    "CONFIDENCE_COLORMAP",
+    "ERROR_COLORS",
+    "PANELS",
+    "Example",
+    "Panels",
+    "example_figure",
+    "plane_title",
+    "slice_panels",
+    "square_pixels",
+    "upright",
+]
 
 CONFIDENCE_COLORMAP = "viridis"
 PANELS = ("Image", "Truth", "Prediction", "Confidence", "Error")
@@ -147,11 +159,8 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
     for axis in (wide or [0, 1, 2])[:max_slices]:
         across, up = planes[axis]
         index = _telling_slice(label_map, prediction, schema, axis)
-        # The last remaining axis points up, as in a viewer of head scans.
-        arrays = tuple(np.take(array, index, axis).swapaxes(0, 1)[::-1] for array in maps)
-        name = f"{example.axis_names[axis]} " if len(example.axis_names) == 3 else ""
-        title = f"{name}slice {index + 1} of {spatial[axis]}" + ("" if name else f" across axis {axis + 1}")
-        result.append(panels(title, arrays, (spacing[up], spacing[across])))
+        arrays = tuple(upright(array, axis, index) for array in maps)
+        result.append(panels(plane_title(example.axis_names, axis, index, spatial[axis]), arrays, (spacing[up], spacing[across])))
     return result
 
 
@@ -199,19 +208,35 @@ def _telling_slice(label_map: np.ndarray, prediction: np.ndarray, schema: LabelS
     return label_map.shape[axis] // 2
 
 
-def _draw(arrays: Sequence[np.ndarray], spacing: Sequence[float], schema: LabelSchema) -> tuple[np.ndarray, ...]:
-    """Pictures of a slice given as (rows, columns), resampled to square pixels: classes by the nearest voxel, an image that shrinks by its mean."""
+def plane_title(axis_names: Sequence[str], axis: int, index: int, length: int) -> str:
+    """Which slice of a volume it is, counted from 1."""
+    name = f"{axis_names[axis]} " if len(axis_names) == 3 else ""
+    return f"{name}slice {index + 1} of {length}" + ("" if name else f" across axis {axis + 1}")
+
+
+def upright(array: np.ndarray, axis: int, index: int) -> np.ndarray:
+    """A slice of a volume as rows and columns: the last remaining axis points up, as in a viewer of head scans."""
+    return np.take(array, index, axis).swapaxes(0, 1)[::-1]
+
+
+def square_pixels(arrays: Sequence[np.ndarray], spacing: Sequence[float]) -> list[np.ndarray]:
+    """A picture, with or without colours, and maps of its size (rows, columns), resampled to square pixels: maps by the nearest, a picture that shrinks by its mean."""
     picture, *others = arrays
-    size = others[0].shape
+    size = picture.shape[:2]
     extent = [n * step for n, step in zip(size, spacing, strict=True)]
     side = min(max(*size, _SIDE[0]), _SIDE[1])
     lengths = [max(1, round(side * part / max(extent))) for part in extent]
     rows, columns = ((np.arange(length) * n) // length for n, length in zip(size, lengths, strict=True))
-    label_map, prediction, confidence, *agreement = (array[np.ix_(rows, columns)] for array in others)
     if all(length <= n for n, length in zip(size, lengths, strict=True)):
         picture = cv2.resize(np.ascontiguousarray(picture), (lengths[1], lengths[0]), interpolation=cv2.INTER_AREA)
     else:
         picture = picture[np.ix_(rows, columns)]
+    return [picture, *(array[np.ix_(rows, columns)] for array in others)]
+
+
+def _draw(arrays: Sequence[np.ndarray], spacing: Sequence[float], schema: LabelSchema) -> tuple[np.ndarray, ...]:
+    """Pictures of a slice given as (rows, columns), resampled to square pixels: classes by the nearest voxel, an image that shrinks by its mean."""
+    picture, label_map, prediction, confidence, *agreement = square_pixels(arrays, spacing)
     base = gray(picture)
     ignored = label_map == schema.ignore_index
     panels = (

@@ -74,6 +74,61 @@ def test_split_cases_draws_what_the_set_does_not_name() -> None:
     assert named(train=["A"]) == {"train": ["A"] * 10, "val": ["A"] * 4, "test": ["A"] * 6}
 
 
+@pytest.mark.parametrize("num_folds", [2, 3, 7])
+def test_split_cases_tests_every_case_in_one_fold(num_folds: int) -> None:
+    """40 cases of 20 subjects, val_fraction 0.2."""
+    folds = [split_cases(cases(40), card(num_folds=num_folds, fold=fold)) for fold in range(num_folds)]
+    assert sorted(case.id for split in folds for case in split["test"]) == [case.id for case in cases(40)]
+    for split in folds:
+        people = [{case.subject for case in side} for side in split.values()]
+        assert sum(map(len, people)) == len(set.union(*people)) == 20
+        assert len(people[1]) == 4
+        assert len(people[2]) in (20 // num_folds, -(-20 // num_folds))
+
+
+def test_split_cases_folds_are_the_same_whatever_the_order_and_begin_as_a_single_split() -> None:
+    shuffled = cases(40)
+    random.Random(0).shuffle(shuffled)
+    folded = [split_cases(some, card(num_folds=5, fold=3)) for some in (shuffled, cases(40))]
+    assert folded[0] == folded[1] != split_cases(cases(40), card(num_folds=5, fold=3, split_seed=1))
+    assert split_cases(cases(40), card(num_folds=5, fold=0)) == split_cases(cases(40), card(test_fraction=0.2))
+
+
+def test_split_cases_folds_of_the_sets_own_training_split() -> None:
+    parts = [*(replace(case, part="A") for case in cases(20)), *(replace(case, id=f"b{case.id}", part="B") for case in cases(4))]
+    folds = [
+        split_cases(parts, card(case_lists="{split}.txt", split_names={"train": ["A"], "val": ["B"]}, num_folds=5, fold=fold)) for fold in range(5)
+    ]
+    assert sorted(case.id for split in folds for case in split["test"]) == [case.id for case in cases(20)]
+    assert all([case.part for case in split["val"]] == ["B"] * 4 for split in folds)
+
+
+def test_split_cases_needs_a_subject_for_each_fold() -> None:
+    with pytest.raises(ValueError, match="Expected at least 5 subjects for `num_folds`, but the data set x has 2"):
+        split_cases(cases(4), card(num_folds=5, fold=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fold": 0}, "`fold` needs `num_folds`"),
+        ({"num_folds": 5}, "`num_folds` needs `fold`"),
+        ({"num_folds": 1, "fold": 0}, "Expected `num_folds` to be 2 or more"),
+        ({"num_folds": 5, "fold": 5}, "Expected `fold` in 0 to 4"),
+        ({"num_folds": 2, "fold": 0, "val_fraction": 0.5}, "Expected `val_fraction` below 0.5"),
+        ({"num_folds": 2, "fold": 0, "splits": {"train": ["a"]}}, "`fold` and `splits` both say"),
+        ({"num_folds": 2, "fold": 0, "test_root": "elsewhere"}, "`fold` and `test_root` both say"),
+        (
+            {"num_folds": 2, "fold": 0, "split_names": {"train": ["A"], "test": ["B"]}, "case_lists": "{split}.txt"},
+            "`fold` and `split_names.test` both",
+        ),
+    ],
+)
+def test_folds_of_a_card_that_make_no_sense(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        card(**changes)
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [

@@ -63,6 +63,16 @@ class ImageMedium:
 
         return _shown(read_image(paths[0], card.image_channels, card.exif))
 
+    def read_label(self, path: Path, card: DataCard) -> tuple[NDArray[np.int64], tuple[float, ...]]:
+        from densecal.data.images.rewrite import read_classes
+
+        return read_classes(path, card), ()
+
+    def rewrite_label(self, source: Path, target: Path, label_map: NDArray[np.int64], card: DataCard) -> Path:
+        from densecal.data.images.rewrite import rewrite_classes
+
+        return rewrite_classes(source, target, label_map, card)
+
     def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> Path:
         if output == "probs":
             return write_atomically(folder / f"{case_id}_probs.npz", _npz(probs=probs.numpy().astype(np.float32)))

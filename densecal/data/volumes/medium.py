@@ -12,6 +12,7 @@ from torch import Tensor
 
 from densecal.data.card import DataCard
 from densecal.data.medium import Loading, OpenedImage
+from densecal.data.volumes.labels import read_classes, rewrite_classes
 from densecal.data.volumes.nifti import plane_names, read_nifti, write_nifti
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ class VolumeMedium:
     def picture(self, paths: Sequence[Path], card: DataCard) -> NDArray[Any]:
         values = read_nifti(paths[0]).get_fdata(dtype=np.float32)
         return values.reshape(*values.shape[:3], -1)[..., 0]
+
+    def read_label(self, path: Path, card: DataCard) -> tuple[NDArray[np.int64], tuple[float, ...]]:
+        return read_classes(path)
+
+    def rewrite_label(self, source: Path, target: Path, label_map: NDArray[np.int64], card: DataCard) -> Path:
+        return rewrite_classes(source, target, label_map)
 
     def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> Path:
         if output == "label":

@@ -1,0 +1,140 @@
+"""What runs say of the cases that they have never seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from densecal.data.card import DataCard, override_card, resolve_root
+from densecal.data.layouts import Case, find_cases
+from densecal.data.predictions import PredictedCase
+from densecal.data.validate import Problem, find_problems
+from densecal.inference.predictor import Predictor
+from densecal.inference.run_cases import RunCases
+from densecal.runs import RECORD
+
+__all__ = ["OutOfFoldCases", "find_runs"]
+
+
+class OutOfFoldCases:
+    """The cases of a data set, each predicted by the runs that neither trained on it nor chose their best checkpoint by it.
+
+    Where several runs held a case out, their probabilities are averaged.
+
+    Args:
+        runs: Run directories, the folds of a cross-validation for example.
+        checkpoint: ``"best"`` or ``"last"``. By default that which each run was tested with.
+        device: Where to compute.
+        root: Where the data set lies. By default where it lay in training.
+        inference: How whole images are predicted, as ``configs/inference/`` has it. By default as in training.
+
+    Attributes:
+        card: The data set.
+        case_ids: Cases that some run held out, sorted.
+        uncovered: Cases that every run has seen.
+
+    Raises:
+        FileNotFoundError: If a run, its checkpoint or the data set is missing.
+        ValueError: If the runs are not of one data set, or no case was held out.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Path],
+        *,
+        checkpoint: str | None = None,
+        device: torch.device | str = "cpu",
+        root: str | None = None,
+        inference: DictConfig | None = None,
+    ) -> None:
+        predictors = [Predictor.from_run(run, checkpoint or _tested_checkpoint(run), device, inference) for run in runs]
+        self.card = _one_card(runs, [predictor.card for predictor in predictors], root)
+        self.runs = list(runs)
+        self.all_cases: list[Case] = find_cases(resolve_root(self.card), self.card)
+        self._folds = []
+        for run, predictor in zip(runs, predictors, strict=True):
+            seen = {case_id for name, side in _splits(run).items() if name in ("train", "val") for case_id in side}
+            self._folds.append(RunCases(predictor, [case for case in self.all_cases if case.id not in seen], self.card))
+        held_out = {case_id for fold in self._folds for case_id in fold.case_ids}
+        self.case_ids = tuple(sorted(held_out))
+        self.uncovered = tuple(sorted({case.id for case in self.all_cases} - held_out))
+        if not held_out:
+            raise ValueError(
+                f"runs: no case of {self.card.name} in {self.card.root} was held out by any of the {len(self.runs)} run(s). "
+                "Train with data.num_folds=5 data.fold=0,1,2,3,4, or with a test split."
+            )
+
+    def __len__(self) -> int:
+        return len(self.case_ids)
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the files of images and labels; every one is read for it."""
+        return find_problems([case for case in self.all_cases if case.id in self.case_ids], self.card)
+
+    def __getitem__(self, case_id: str) -> PredictedCase:
+        """Predict a case.
+
+        Raises:
+            ValueError: If a file cannot be read; the text names it.
+        """
+        folds = [fold for fold in self._folds if case_id in fold.case_ids]
+        places = [fold.case_ids.index(case_id) for fold in folds]
+        predictions = [fold.predict(place) for fold, place in zip(folds, places, strict=True)]
+        case = folds[0].beside_label(places[0], predictions[0])
+        probs = torch.stack([prediction.probs for prediction in predictions]).mean(dim=0)
+        return PredictedCase(case.case_id, probs, case.label, case.spacing, case.axis_names)
+
+    def image(self, case_id: str) -> NDArray[Any]:
+        """The image of a case as shown: grey values of its first channel, ``(*spatial)``, or colours ``(rows, columns, 3)``."""
+        return next(fold for fold in self._folds if case_id in fold.case_ids).image(case_id)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Run directories, each given by itself or by a folder that holds it, as ``runs/<experiment>`` does; sorted, each once.
+
+    Raises:
+        FileNotFoundError: If there is none in one of the paths.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        records = [path / RECORD] if (path / RECORD).is_file() else sorted([*path.glob(f"*/{RECORD}"), *path.glob(f"*/*/{RECORD}")])
+        if not records:
+            raise FileNotFoundError(
+                f"runs: no run in {path}: there is no {RECORD} in it, nor one or two folders below. Give run directories or runs/EXPERIMENT."
+            )
+        for record in records:
+            found.setdefault(record.parent.resolve(), record.parent)
+    return [found[place] for place in sorted(found)]
+
+
+def _tested_checkpoint(run: Path) -> str:
+    """Which checkpoint the report of a run is about."""
+    config = OmegaConf.load(run / "config.yaml")
+    return str(config.evaluate) if _splits(run).get("val") else "last"
+
+
+def _splits(run: Path) -> dict[str, list[str]]:
+    path = run / "splits.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"runs: no {path}, which says what the run was trained on.")
+    splits = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(splits, dict)
+    return splits
+
+
+def _one_card(runs: Sequence[Path], cards: Sequence[DataCard], root: str | None) -> DataCard:
+    first = cards[0] if root is None else override_card(cards[0], {"root": root})
+    for run, card in zip(runs, cards, strict=True):
+        if list(card.classes) != list(first.classes):
+            raise ValueError(f"runs: {run} was trained on the classes {list(card.classes)}, but {runs[0]} on {list(first.classes)}.")
+        if root is None and card.root != first.root:
+            raise ValueError(
+                f"runs: {run} was trained on {card.root}, but {runs[0]} on {first.root}. Give runs of one data set, or root=DIR if they are copies."
+            )
+    return first
