@@ -10,7 +10,9 @@ from pathlib import Path
 
 # A clean server imports everything once; each process is a fork of it.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["densecal.cli.training", "densecal.cli.predict", "densecal.cli.train", "densecal.cli.evaluate"])
+_PROCESSES.set_forkserver_preload(
+    ["densecal.cli.training", "densecal.cli.predict", "densecal.cli.train", "densecal.cli.evaluate", "densecal.cli.soft_labels"]
+)
 
 MOMENTS = ("training", "validation", "best", "last")
 
@@ -19,7 +21,7 @@ def run_command(name: str, arguments: list[str], log: Path, die_in: str | None =
     """Run ``densecal-<name>`` and return its exit status, negative for the signal it died of.
 
     Args:
-        name: ``"train"``, ``"predict"`` or ``"evaluate"``.
+        name: ``"train"``, ``"predict"``, ``"evaluate"`` or ``"soft-labels"``.
         arguments: Its command line.
         log: File for what it prints.
         die_in: Where to be killed in ``epoch`` (counted from 0): in a ``"training"`` step, in ``"validation"``, or half-way through writing the checkpoint
@@ -42,7 +44,7 @@ def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: 
     os.dup2(output, 2)
     import torch
 
-    from densecal.cli import evaluate, predict, train
+    from densecal.cli import evaluate, predict, soft_labels, train
 
     torch.set_num_threads(1)
     # As in a process that was started from a shell; this one has inherited the fork server that it comes from.
@@ -50,7 +52,7 @@ def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: 
     if die_in is not None:
         _plant(die_in, epoch)
     sys.argv = [f"densecal-{name}", *arguments]
-    {"train": train.main, "predict": predict.main, "evaluate": evaluate.main}[name]()
+    {"train": train.main, "predict": predict.main, "evaluate": evaluate.main, "soft-labels": soft_labels.main}[name]()
 
 
 def _die() -> None:

@@ -29,7 +29,7 @@ def make_loss(name: str, *, num_classes: int = 3, **options: Any) -> nn.Module:
 
 def side_inputs(loss: nn.Module, logits: Tensor) -> Mapping[str, Any]:
     """Made-up values, the same at each call, of what a loss needs."""
-    n, c, *spatial = logits.shape
+    n, _, *spatial = logits.shape
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> Tensor:

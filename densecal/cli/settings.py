@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from densecal.cli.sources import register_sources
 
-__all__ = ["EvaluateSettings", "PredictSettings", "TrainSettings", "register_settings"]
+__all__ = ["EvaluateSettings", "PredictSettings", "SoftLabelSettings", "TrainSettings", "register_settings"]
 
 
 @dataclass
@@ -20,6 +20,7 @@ class TrainSettings:
     data: Any = MISSING
     model: Any = MISSING
     loss: Any = MISSING
+    distillation: Any = None
     optimizer: Any = MISSING
     scheduler: Any = None
     encoder_lr_ratio: float = MISSING
@@ -46,6 +47,20 @@ class PredictSettings:
     input: str = MISSING
     output: str = MISSING
     outputs: list[str] = field(default_factory=list)
+    device: str = MISSING
+
+
+@dataclass
+class SoftLabelSettings:
+    """``configs/soft_labels.yaml`` explains each setting and gives its default."""
+
+    data: Any = None
+    inference: Any = None
+    run: str = MISSING
+    checkpoint: str = MISSING
+    output: str = MISSING
+    root: str | None = None
+    split: str = MISSING
     device: str = MISSING
 
 
@@ -90,4 +105,5 @@ def register_settings() -> None:
     store = ConfigStore.instance()
     store.store(name="train_settings", node=TrainSettings)
     store.store(name="predict_settings", node=PredictSettings)
+    store.store(name="soft_label_settings", node=SoftLabelSettings)
     store.store(name="evaluate_settings", node=EvaluateSettings)

@@ -8,9 +8,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ import densecal
 from densecal.cli.configuration import CommandError, build, given_settings
 from densecal.cli.evaluation import evaluate_run
 from densecal.data import DataCard, DataProblems, SegmentationData
+from densecal.data.layouts import Companion
 from densecal.data.medium import medium_of
 from densecal.files import write_atomically
 from densecal.inference import Inferer
@@ -40,10 +42,12 @@ from densecal.tasks import (
     AtomicCheckpointIO,
     CompactProgressBar,
     ConfigInCheckpoint,
+    DistillationTask,
     EpochLines,
     History,
     SegmentationTask,
     StatelessRandomness,
+    Teachers,
 )
 
 __all__ = ["train"]
@@ -66,6 +70,7 @@ _MAY_CHANGE = (
     "inference.",
     *(f"data.{key}" for key in ("root", "test_root", "epochs", "num_workers", "cache", "download")),
     *("evaluate", "predictions", "output_dir", "experiment_name", "resume"),
+    "distillation.teachers",  # where they lie; the checkpoint knows them by their content
 )
 """Settings that a resumed run may have anew: what was trained so far does not depend on them."""
 
@@ -109,10 +114,13 @@ def train(config: DictConfig) -> Path:
         if config.monitor is None:
             config.monitor = "val/iou_dataset" if card.background is None else "val/dice"
         L.seed_everything(config.seed, verbose=False)
-        data = SegmentationData(card, seed=config.seed, progress=sys.stderr.isatty())
-        task = _build_task(config, card, data, resumed=run.checkpoint is not None)
-        if run.folder is not None:
+        teachers = _build_teachers(config, card)
+        companions = teachers.companions if teachers else None
+        data = SegmentationData(card, seed=config.seed, progress=sys.stderr.isatty(), training_companions=companions)
+        task = _build_task(config, card, data, teachers, resumed=run.checkpoint is not None)
+        if run.folder is not None and run.checkpoint is not None:
             _check_same_cases(run.folder, data)
+            task.on_load_checkpoint(read_checkpoint(run.checkpoint))
         first = getattr(rank_zero_only, "rank", None) in (0, None)
         # The other ranks never use their own guess: Lightning hands them rank 0's.
         folder = run.folder or (new_run_dir(Path(config.output_dir), _experiment_name(config)) if first else Path(config.output_dir))
@@ -168,7 +176,18 @@ def _stem(choices: Mapping[str, Any], group: str) -> str:
     return "" if choice in (None, "null", "None") else str(choice).replace("/", "_")
 
 
-def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, resumed: bool) -> SegmentationTask:
+def _build_teachers(config: DictConfig, card: DataCard) -> Teachers | None:
+    if config.get("distillation") is None:
+        return None
+    config.distillation.teachers = [str(Path(teacher).resolve()) for teacher in config.distillation.teachers]
+    try:
+        teachers: Teachers = build(config.distillation, "distillation")(card=card)
+    except (ValueError, OSError) as error:
+        raise CommandError(f"distillation: {error}") from None
+    return teachers
+
+
+def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, teachers: Teachers | None, *, resumed: bool) -> SegmentationTask:
     known: dict[str, Any] = {"in_channels": card.image_channels, "num_classes": data.schema.num_classes, "spatial_dims": card.spatial_dims}
     if resumed:
         known |= without_pretrained(hydra.utils.get_object(config.model._target_))
@@ -176,7 +195,11 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, r
     model: nn.Module = build(config.model, "model", **known)
     loss: nn.Module = build(config.loss, "loss", ignore_index=data.schema.ignore_index, num_classes=data.schema.num_classes)
     window: Inferer = build(config.inference, "inference", patch_size=list(card.patch_size), spatial_dims=card.spatial_dims)
-    task = SegmentationTask(
+    if teachers is None and "teacher_logits" in getattr(loss, "needs", ()):
+        raise CommandError(
+            "loss: learns from teachers, but there is none. Give trained runs: distillation=online distillation.teachers=[runs/EXPERIMENT/TIME]."
+        )
+    task = (SegmentationTask if teachers is None else partial(DistillationTask, teachers=teachers))(
         model,
         loss,
         data.schema,
@@ -192,7 +215,7 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, r
         task.make_optimizer([nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
         raise CommandError(f"optimizer: {error}") from None
-    scores = {f"val/{name}" for name in _probe(task, card)}
+    scores = {f"val/{name}" for name in _probe(task, card, data.splits["train"][0].companions)}
     if config.monitor not in scores:
         raise CommandError(f"monitor: no score {config.monitor!r}. {near_matches(config.monitor, scores)}")
     return task
@@ -204,7 +227,7 @@ def _max_steps(config: DictConfig) -> int | None:
 
 
 @torch.no_grad()
-def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
+def _probe(task: SegmentationTask, card: DataCard, companions: Sequence[Companion] = ()) -> list[str]:
     """Send one empty patch through network, loss and metrics, so that what does not fit shows before the run begins; return the names of the scores."""
     image = torch.zeros(1, card.image_channels, *card.patch_size)
     expected = (1, task.schema.num_classes, *card.patch_size)
@@ -232,6 +255,10 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
         "case_index": torch.zeros(1, dtype=torch.long),
         "case_id": ["probe"],
     }
+    for companion in companions:
+        batch[companion.name] = (
+            torch.full(expected, 1 / expected[1]) if companion.shares else torch.zeros(1, len(companion.files), *card.patch_size).long()
+        )
     if medium_of(card).measured:
         batch["spacing"] = torch.ones(1, 3)
     try:
@@ -318,6 +345,8 @@ def _announce(config: DictConfig, data: SegmentationData, task: SegmentationTask
     print(f"data    {card.name}: {sizes}; patches of {patch} {medium_of(data.card).element}s")
     print(f"model   {config.model._target_.rpartition('.')[2]}, {sum(p.numel() for p in task.model.parameters()) / 1e6:.2f} million parameters")
     print(f"loss    {config.loss._target_.rpartition('.')[2]}")
+    if config.get("distillation") is not None:
+        print(f"taught  by {' and '.join(config.distillation.teachers)}")
     epoch = f", from the end of epoch {read_checkpoint(checkpoint)['epoch'] + 1}" if checkpoint else ""
     print(f"run     {folder}{epoch}", flush=True)
 

@@ -24,7 +24,7 @@ from volumes import blob, save
 
 from densecal.cli import train
 from densecal.cli.configuration import build, prepare_arguments
-from densecal.cli.settings import PredictSettings, TrainSettings, register_settings
+from densecal.cli.settings import PredictSettings, SoftLabelSettings, TrainSettings, register_settings
 from densecal.data import DataCard, SegmentationData
 from densecal.data.volumes.transforms import ForegroundVoxelsd, prepare_transforms, train_transforms
 from densecal.inference import SlidingWindow, WholeImage
@@ -32,7 +32,7 @@ from densecal.labels import LabelSchema
 from densecal.registry import MODELS
 from densecal.tasks import SegmentationTask
 
-GROUPS = ("model", "inference", "optimizer", "scheduler", "trainer", "experiment")
+GROUPS = ("model", "distillation", "inference", "optimizer", "scheduler", "trainer", "experiment")
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
 CHOICES = [(group, name) for group, name in FILES if group != "experiment"]
 EXPERIMENTS = [name for group, name in FILES if group == "experiment"]
@@ -40,6 +40,7 @@ EXPERIMENTS = [name for group, name in FILES if group == "experiment"]
 KNOWN = {
     "model": {"in_channels": 1, "num_classes": 3, "spatial_dims": 3},
     "inference": {"patch_size": [8, 8, 8], "spatial_dims": 3},
+    "distillation": {"card": None},
 }
 """What the task knows, and a config does not repeat."""
 
@@ -200,7 +201,7 @@ def test_trainer_config_builds_a_trainer(name):
     assert type(trainer.strategy).__name__ == {"default": "SingleDeviceStrategy", "ddp": "DDPStrategy"}[name]
 
 
-@pytest.mark.parametrize(("config_name", "settings"), [("train", TrainSettings), ("predict", PredictSettings)])
+@pytest.mark.parametrize(("config_name", "settings"), [("train", TrainSettings), ("predict", PredictSettings), ("soft_labels", SoftLabelSettings)])
 def test_settings_are_those_of_the_config(config_name, settings):
     """A key in one of them alone would be one that a command does not read, or no user can find."""
     register_settings()
