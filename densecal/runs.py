@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -17,7 +18,17 @@ import torch
 import densecal
 from densecal.files import write_atomically
 
-__all__ = ["RECORD", "find_checkpoint", "find_latest_run", "new_run_dir", "provenance", "read_checkpoint", "read_record", "write_record"]
+__all__ = [
+    "RECORD",
+    "file_hash",
+    "find_checkpoint",
+    "find_latest_run",
+    "new_run_dir",
+    "provenance",
+    "read_checkpoint",
+    "read_record",
+    "write_record",
+]
 
 RECORD = "run.json"
 _PACKAGES = ("torch", "lightning", "monai", "torchmetrics", "hydra-core", "nibabel", "numpy", "scipy")
@@ -100,6 +111,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "densecal" not in content:
         raise ValueError(f"{path}: is not a checkpoint of densecal's; it holds no config to build the network from.")
     return content
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content: two checkpoints of one hash hold the same network."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Put finished runs side by side, with their spread over seeds: ``uv run tools/compare.py runs=DIR``. Installed as ``densecal-compare``."""
+"""Train several runs and put them side by side: ``uv run tools/compare.py study=distill_hippocampus``. Installed as ``densecal-compare``."""
 
 from densecal.cli.compare import main
 

@@ -33,6 +33,7 @@ def training_facts(config: DictConfig, model: nn.Module) -> dict[str, Any]:
         "model": f"{target_name(config.model)}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters",
         "loss": _settings(config.loss),
         **({"perturbation": _settings(config.perturbation)} if config.get("perturbation") else {}),
+        **({"teachers": _settings(config.distillation)} if config.get("distillation") else {}),
         "optimizer": _settings(config.optimizer) + (f", the encoder at {ratio:g} of the learning rate" if ratio != 1 else ""),
         "schedule": _settings(config.scheduler) if config.scheduler else "constant learning rate",
         "patch": " x ".join(str(n) for n in config.data.patch_size) + (" voxels" if len(config.data.patch_size) == 3 else " pixels"),

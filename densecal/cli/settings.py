@@ -11,11 +11,11 @@ from omegaconf import MISSING
 from densecal.cli.sources import register_sources
 
 __all__ = [
-    "CompareSettings",
     "CorruptLabelsSettings",
     "EvaluateSettings",
     "FindLabelErrorsSettings",
     "PredictSettings",
+    "SoftLabelSettings",
     "TrainSettings",
     "register_settings",
 ]
@@ -29,6 +29,7 @@ class TrainSettings:
     model: Any = MISSING
     loss: Any = MISSING
     perturbation: Any = None
+    distillation: Any = None
     optimizer: Any = MISSING
     scheduler: Any = None
     encoder_lr_ratio: float = MISSING
@@ -55,6 +56,20 @@ class PredictSettings:
     input: str = MISSING
     output: str = MISSING
     outputs: list[str] = field(default_factory=list)
+    device: str = MISSING
+
+
+@dataclass
+class SoftLabelSettings:
+    """``configs/soft_labels.yaml`` explains each setting and gives its default."""
+
+    data: Any = None
+    inference: Any = None
+    run: str = MISSING
+    checkpoint: str = MISSING
+    output: str = MISSING
+    root: str | None = None
+    split: str = MISSING
     device: str = MISSING
 
 
@@ -90,16 +105,6 @@ class EvaluateSettings:
     boundary_unit: str = MISSING
     surface_tolerance: float | None = None
     replicates: int = MISSING
-    output: str | None = None
-
-
-@dataclass
-class CompareSettings:
-    """``configs/compare.yaml`` explains each setting and gives its default."""
-
-    runs: Any = MISSING
-    baseline: str | None = None
-    measures: list[str] | None = None
     output: str | None = None
 
 
@@ -153,7 +158,7 @@ def register_settings() -> None:
     store = ConfigStore.instance()
     store.store(name="train_settings", node=TrainSettings)
     store.store(name="predict_settings", node=PredictSettings)
+    store.store(name="soft_label_settings", node=SoftLabelSettings)
     store.store(name="evaluate_settings", node=EvaluateSettings)
-    store.store(name="compare_settings", node=CompareSettings)
     store.store(name="corrupt_labels_settings", node=CorruptLabelsSettings)
     store.store(name="find_label_errors_settings", node=FindLabelErrorsSettings)

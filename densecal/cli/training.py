@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,10 +44,12 @@ from densecal.tasks import (
     AtomicCheckpointIO,
     CompactProgressBar,
     ConfigInCheckpoint,
+    DistillationTask,
     EpochLines,
     History,
     SegmentationTask,
     StatelessRandomness,
+    Teachers,
 )
 
 __all__ = ["train"]
@@ -69,6 +72,7 @@ _MAY_CHANGE = (
     "inference.",
     *(f"data.{key}" for key in ("root", "test_root", "epochs", "num_workers", "cache", "download")),
     *("evaluate", "predictions", "output_dir", "experiment_name", "resume"),
+    "distillation.teachers",  # where they lie; the checkpoint knows them by their content
 )
 """Settings that a resumed run may have anew: what was trained so far does not depend on them."""
 
@@ -112,10 +116,13 @@ def train(config: DictConfig) -> Path:
         if config.monitor is None:
             config.monitor = "val/iou_dataset" if card.background is None else "val/dice"
         L.seed_everything(config.seed, verbose=False)
-        data = SegmentationData(card, seed=config.seed, progress=sys.stderr.isatty())
-        task = _build_task(config, card, data, resumed=run.checkpoint is not None)
-        if run.folder is not None:
+        teachers = _build_teachers(config, card)
+        companions = teachers.companions if teachers else None
+        data = SegmentationData(card, seed=config.seed, progress=sys.stderr.isatty(), training_companions=companions)
+        task = _build_task(config, card, data, teachers, resumed=run.checkpoint is not None)
+        if run.folder is not None and run.checkpoint is not None:
             _check_same_cases(run.folder, data)
+            task.on_load_checkpoint(read_checkpoint(run.checkpoint))
         first = getattr(rank_zero_only, "rank", None) in (0, None)
         # The other ranks never use their own guess: Lightning hands them rank 0's.
         folder = run.folder or (new_run_dir(Path(config.output_dir), _experiment_name(config)) if first else Path(config.output_dir))
@@ -172,7 +179,18 @@ def _stem(choices: Mapping[str, Any], group: str) -> str:
     return "" if choice in (None, "null", "None") else str(choice).replace("/", "_")
 
 
-def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, resumed: bool) -> SegmentationTask:
+def _build_teachers(config: DictConfig, card: DataCard) -> Teachers | None:
+    if config.get("distillation") is None:
+        return None
+    config.distillation.teachers = [str(Path(teacher).resolve()) for teacher in config.distillation.teachers]
+    try:
+        teachers: Teachers = build(config.distillation, "distillation")(card=card)
+    except (ValueError, OSError) as error:
+        raise CommandError(f"distillation: {error}") from None
+    return teachers
+
+
+def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, teachers: Teachers | None, *, resumed: bool) -> SegmentationTask:
     known: dict[str, Any] = {"in_channels": card.image_channels, "num_classes": data.schema.num_classes, "spatial_dims": card.spatial_dims}
     if resumed:
         known |= without_pretrained(hydra.utils.get_object(config.model._target_))
@@ -180,7 +198,11 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, r
     model: nn.Module = build(config.model, "model", **known)
     loss = _build_loss(config, data)
     window: Inferer = build(config.inference, "inference", patch_size=list(card.patch_size), spatial_dims=card.spatial_dims)
-    task = SegmentationTask(
+    if teachers is None and "teacher_logits" in getattr(loss, "needs", ()):
+        raise CommandError(
+            "loss: learns from teachers, but there is none. Give trained runs: distillation=online distillation.teachers=[runs/EXPERIMENT/TIME]."
+        )
+    task = (SegmentationTask if teachers is None else partial(DistillationTask, teachers=teachers))(
         model,
         loss,
         data.schema,
@@ -348,6 +370,8 @@ def _announce(config: DictConfig, data: SegmentationData, task: SegmentationTask
     print(f"model   {config.model._target_.rpartition('.')[2]}, {sum(p.numel() for p in task.model.parameters()) / 1e6:.2f} million parameters")
     around = f", its labels through {target_name(config.perturbation)}" if config.get("perturbation") else ""
     print(f"loss    {target_name(config.loss)}{around}")
+    if config.get("distillation") is not None:
+        print(f"taught  by {' and '.join(config.distillation.teachers)}")
     epoch = f", from the end of epoch {read_checkpoint(checkpoint)['epoch'] + 1}" if checkpoint else ""
     print(f"run     {folder}{epoch}", flush=True)
 

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from densecal.data.card import SPLITS, DataCard, override_card, resolve_root
 from densecal.data.dataset import CaseDataset, EpochSampler, ShardSampler
-from densecal.data.layouts import Case, find_cases
+from densecal.data.layouts import Case, Companion, find_cases
 from densecal.data.medium import medium_of
 from densecal.data.split import split_cases
 from densecal.data.validate import CaseFacts, DataProblems, find_problems, survey
@@ -42,6 +43,7 @@ class SegmentationData(L.LightningDataModule):
         seed: Seed of order, patches and augmentation. The split has its own, ``card.split_seed``.
         check: Read every file first. Under DDP the first process does so for all.
         progress: Show progress bars while checking and loading.
+        training_companions: Further maps of a training case, which its patches then hold.
 
     Attributes:
         card: The card.
@@ -60,7 +62,14 @@ class SegmentationData(L.LightningDataModule):
         torch.Size([4, 1, 48, 64, 48])
     """
 
-    def __init__(self, card: DataCard, seed: int = 0, check: bool = True, progress: bool = True) -> None:
+    def __init__(
+        self,
+        card: DataCard,
+        seed: int = 0,
+        check: bool = True,
+        progress: bool = True,
+        training_companions: Callable[[Case], Sequence[Companion]] | None = None,
+    ) -> None:
         super().__init__()
         self.card = card
         self.seed = seed
@@ -73,7 +82,7 @@ class SegmentationData(L.LightningDataModule):
 
         self._facts: dict[Case, CaseFacts] = {}
         self.root = resolve_root(card)
-        cases = self._find(self.root, check and first)
+        cases = self._find(self.root, check and first, training_companions)
         self.splits = split_cases(cases, card)
         if card.test_root is not None:
             test_root = resolve_root(override_card(card, {"root": card.test_root, "download": False, "prepare": None}))
@@ -85,10 +94,13 @@ class SegmentationData(L.LightningDataModule):
         self._datasets: dict[str, CaseDataset] = {}
         self._first_epoch = 0
 
-    def _find(self, root: Path, check: bool) -> list[Case]:
+    def _find(self, root: Path, check: bool, training_companions: Callable[[Case], Sequence[Companion]] | None = None) -> list[Case]:
         cases = find_cases(root, self.card)
         if not cases:
             raise DataProblems(find_problems(cases, self.card, root=root))
+        if training_companions is not None:
+            trained_on = {case.id for case in split_cases(cases, self.card)["train"]}
+            cases = [replace(case, companions=(*case.companions, *training_companions(case))) if case.id in trained_on else case for case in cases]
         facts = survey(cases, self.card, self.progress) if check else []
         if problems := [problem for fact in facts for problem in fact.problems]:
             raise DataProblems(problems)

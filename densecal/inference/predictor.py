@@ -23,7 +23,7 @@ from densecal.runs import find_checkpoint, read_checkpoint
 
 __all__ = ["OUTPUTS", "Prediction", "Predictor", "resolve_device", "write_prediction"]
 
-OUTPUTS = ("label", "probs", "confidence", "confidence_png", "overlay")
+OUTPUTS = ("label", "probs", "soft_label", "confidence", "confidence_png", "overlay")
 """What a prediction can be written as; the last two are for images."""
 
 
@@ -157,15 +157,18 @@ def resolve_device(name: str) -> torch.device:
 def write_prediction(prediction: Prediction, folder: Path, case_id: str, outputs: Iterable[str] = ("label", "probs", "confidence")) -> list[Path]:
     """Write a prediction on the grid of its file, each output whole or not at all.
 
-    ==================  ===============================================  =====================================================
+    ==================  ===============================================  =======================================================
     output              of a volume                                      of an image
-    ==================  ===============================================  =====================================================
+    ==================  ===============================================  =======================================================
     ``label``           ``<id>_label.nii.gz``, most probable class       ``<id>_label.png``, the class as palette index
     ``probs``           ``<id>_probs.nii.gz``, ``(X, Y, Z, C)`` float32  ``<id>_probs.npz``, ``probs`` ``(C, H, W)`` float32
+    ``soft_label``      ``<id>_soft_label.nii.gz``, 16 bits, scaled      ``<id>_soft_label.npz``, 16 bits, 65535 for 1, compressed
     ``confidence``      ``<id>_confidence.nii.gz``, float32              ``<id>_confidence.tif``, float32
     ``confidence_png``                                                   ``<id>_confidence.png``, 8 bits, 255 for 1
     ``overlay``                                                          ``<id>_overlay.png``, the classes over the image
-    ==================  ===============================================  =====================================================
+    ==================  ===============================================  =======================================================
+
+    A ``soft_label`` holds the probabilities in half the space of ``probs``, off by at most 1/131070, to teach another network.
 
     Args:
         prediction: The prediction. Confidence is the probability of the most probable class.

@@ -10,6 +10,7 @@ from densecal.losses.compound import CompoundLoss
 from densecal.losses.confidence_penalty import ConfidencePenaltyLoss
 from densecal.losses.crac import CRaCLoss
 from densecal.losses.deep_supervision import DeepSupervisionLoss
+from densecal.losses.distillation import DistillationLoss
 from densecal.losses.focal import DualFocalLoss, FocalLoss
 from densecal.losses.kl import KLLoss
 from densecal.losses.ldr import LDRLoss
@@ -38,6 +39,7 @@ __all__ = [
     "DeepSupervisionLoss",
     "DiceCELoss",
     "DiceSemimetricLoss",
+    "DistillationLoss",
     "DualFocalLoss",
     "FocalLoss",
     "JaccardMetricLoss",

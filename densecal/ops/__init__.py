@@ -1,6 +1,6 @@
 """Numerics without ``nn.Module``: tensors and keyword options in, tensors out. No state, no device moves, no logging."""
 
-from densecal.ops.activation import Activation, outcome_logits, probabilities
+from densecal.ops.activation import Activation, logits_from_probabilities, outcome_logits, probabilities
 from densecal.ops.beta_mixture import beta_mixture_posterior, fit_beta_mixture
 from densecal.ops.boundary import boundary_region, face_boundary, window_maximum
 from densecal.ops.distance import nearest_distance
@@ -22,6 +22,7 @@ __all__ = [
     "fit_beta_mixture",
     "gaussian_kernel",
     "guided_convolution",
+    "logits_from_probabilities",
     "mean_kernel",
     "nearest_distance",
     "normalized_convolution",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from densecal.checks import check_choice
 
-__all__ = ["Activation", "outcome_logits", "probabilities"]
+__all__ = ["Activation", "logits_from_probabilities", "outcome_logits", "probabilities"]
 
 Activation: TypeAlias = Literal["softmax", "sigmoid"]
 
@@ -33,6 +33,33 @@ def probabilities(logits: Tensor, activation: Activation = "softmax") -> Tensor:
     """
     check_choice("activation", activation, ("softmax", "sigmoid"))
     return logits.softmax(dim=1) if activation == "softmax" else logits.sigmoid()
+
+
+def logits_from_probabilities(probs: Tensor, activation: Activation = "softmax", *, floor: float = 2.0**-17) -> Tensor:
+    """Logits that give these probabilities: log p or, of regions, log p - log(1 - p). Divided by T, they are softened as the network's own would be.
+
+    Args:
+        probs: Shape ``(N, C, *spatial)``, floating, in [0, 1]. Under softmax they need not sum to 1; the ratios count.
+        activation: ``"softmax"`` or ``"sigmoid"``.
+        floor: Smaller probabilities count as this one; under sigmoid, larger ones than 1 less it as that. The default is half a step of probabilities that are stored
+            in 16 bits.
+
+    Returns:
+        Finite logits of the shape of ``probs``.
+
+    Raises:
+        ValueError: If ``activation`` is neither.
+
+    Example:
+        >>> z = logits_from_probabilities(torch.tensor([[[0.9], [0.1]]]))
+        >>> (z / 2).softmax(dim=1)[0, :, 0]  # sqrt(0.9) : sqrt(0.1) = 3 : 1
+        tensor([0.7500, 0.2500])
+    """
+    check_choice("activation", activation, ("softmax", "sigmoid"))
+    if activation == "softmax":
+        return probs.clamp_min(floor).log()
+    inside = probs.clamp(floor, 1.0 - floor)
+    return inside.log() - torch.log1p(-inside)
 
 
 def outcome_logits(logits: Tensor, activation: Activation = "softmax") -> Tensor:

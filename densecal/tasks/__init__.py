@@ -2,6 +2,20 @@
 
 from densecal.tasks.callbacks import CompactProgressBar, ConfigInCheckpoint, EpochLines, History, StatelessRandomness
 from densecal.tasks.checkpoints import AtomicCheckpointIO
+from densecal.tasks.distillation import DistillationTask
 from densecal.tasks.segmentation import SegmentationTask
+from densecal.tasks.teachers import CachedTeachers, OnlineTeachers, Teachers
 
-__all__ = ["AtomicCheckpointIO", "CompactProgressBar", "ConfigInCheckpoint", "EpochLines", "History", "SegmentationTask", "StatelessRandomness"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "CachedTeachers",
+    "CompactProgressBar",
+    "ConfigInCheckpoint",
+    "DistillationTask",
+    "EpochLines",
+    "History",
+    "OnlineTeachers",
+    "SegmentationTask",
+    "StatelessRandomness",
+    "Teachers",
+]

@@ -25,7 +25,7 @@ from volumes import blob, save
 
 from densecal.cli import train
 from densecal.cli.configuration import build, prepare_arguments
-from densecal.cli.settings import PredictSettings, TrainSettings, register_settings
+from densecal.cli.settings import PredictSettings, SoftLabelSettings, TrainSettings, register_settings
 from densecal.cli.training import _build_loss
 from densecal.data import DataCard, SegmentationData
 from densecal.data.volumes.transforms import ForegroundVoxelsd, prepare_transforms, train_transforms
@@ -34,7 +34,7 @@ from densecal.labels import LabelSchema
 from densecal.registry import MODELS
 from densecal.tasks import SegmentationTask
 
-GROUPS = ("model", "inference", "optimizer", "scheduler", "trainer", "perturbation", "experiment")
+GROUPS = ("model", "distillation", "inference", "optimizer", "scheduler", "trainer", "perturbation", "experiment")
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
 CHOICES = [(group, name) for group, name in FILES if group != "experiment"]
 EXPERIMENTS = [name for group, name in FILES if group == "experiment"]
@@ -43,6 +43,7 @@ KNOWN = {
     "model": {"in_channels": 1, "num_classes": 3, "spatial_dims": 3},
     "inference": {"patch_size": [8, 8, 8], "spatial_dims": 3},
     "perturbation": {"label_target": None, "activation": "softmax", "ignore_index": -100, "case_ids": []},
+    "distillation": {"card": None},
 }
 """What the task knows, and a config does not repeat."""
 
@@ -56,9 +57,9 @@ def composed(*overrides: str, config_name: str = "train") -> DictConfig:
 
 
 def test_every_config_is_tested():
-    """``loss``, ``target`` and ``term`` have their own."""
+    """``loss``, ``target``, ``term`` and ``study`` have their own."""
     folders = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
-    assert folders == {*GROUPS, "loss", "target", "term"}
+    assert folders == {*GROUPS, "loss", "target", "term", "study"}
     assert all(any(group == tested for tested, _ in FILES) for group in GROUPS)
     assert {name for group, name in FILES if group == "model"} == set(MODELS.list())
 
@@ -222,7 +223,7 @@ def test_trainer_config_builds_a_trainer(name):
     assert type(trainer.strategy).__name__ == {"default": "SingleDeviceStrategy", "ddp": "DDPStrategy"}[name]
 
 
-@pytest.mark.parametrize(("config_name", "settings"), [("train", TrainSettings), ("predict", PredictSettings)])
+@pytest.mark.parametrize(("config_name", "settings"), [("train", TrainSettings), ("predict", PredictSettings), ("soft_labels", SoftLabelSettings)])
 def test_settings_are_those_of_the_config(config_name, settings):
     """A key in one of them alone would be one that a command does not read, or no user can find."""
     register_settings()

@@ -391,3 +391,24 @@ def test_device_by_name():
         resolve_device("gpu")
     with pytest.raises(ValueError, match=r"device: cannot use 'cuda:99'"):
         resolve_device("cuda:99")
+
+
+@pytest.mark.parametrize("spatial", [(4, 5), (4, 5, 3)], ids=["image", "volume"])
+def test_soft_label_is_good_to_half_a_step_of_sixteen_bits(spatial, tmp_path):
+    """Stated where it is offered; read back as any reader of shares does."""
+    from densecal.data.images.files import read_shares
+
+    card = DataCard(name="x", classes=["a", "b", "c"], patch_size=list(spatial), image_channels=1)
+    generator = torch.Generator().manual_seed(0)
+    probs = (6 * torch.randn(3, *spatial, generator=generator)).softmax(0)
+    header = nib.Nifti1Image(np.zeros(spatial, np.float32), AFFINE).header
+    source = OpenedImage(torch.zeros(1, *spatial), lambda values: values, header=header)
+    (path,) = write_prediction(Prediction(probs, source, card), tmp_path, "x", ["soft_label"])
+    if len(spatial) == 2:
+        stored = read_shares(path)
+        assert np.load(path)["probs"].dtype == np.uint16
+    else:
+        stored = np.moveaxis(nib.load(path).get_fdata(dtype=np.float32), -1, 0)
+        assert nib.load(path).get_data_dtype() == np.uint16
+    error = np.abs(stored - probs.numpy()).max()
+    assert 0 < error <= 1 / 131070 + 2e-7

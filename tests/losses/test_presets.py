@@ -177,7 +177,7 @@ def test_a_volume_repeated_along_depth_is_its_slice(name):
     torch.testing.assert_close(volume, evaluate(loss, case.logits, case.label_map), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not make_loss(name).needs])  # it passes no side inputs on
+@pytest.mark.parametrize("name", [name for name in NAMES if not make_loss(name).needs])  # MONAI hands over no side inputs
 def test_monais_deep_supervision_goes_around_it(name):
     monai_losses = pytest.importorskip("monai.losses")
     case = make_case((8, 8), dtype=torch.float32)

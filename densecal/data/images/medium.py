@@ -32,7 +32,7 @@ class ImageMedium:
     measured = False
     suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".nii.gz", ".nii")
     label_suffixes: tuple[str, ...] = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy", ".npz", ".mat", ".nii.gz", ".nii")
-    outputs: tuple[str, ...] = ("label", "probs", "confidence", "confidence_png", "overlay")
+    outputs: tuple[str, ...] = ("label", "probs", "soft_label", "confidence", "confidence_png", "overlay")
 
     def inspector(self, card: DataCard) -> Callable[[Case], CaseFacts]:
         from densecal.data.images.check import inspect
@@ -75,7 +75,11 @@ class ImageMedium:
 
     def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> Path:
         if output == "probs":
-            return write_atomically(folder / f"{case_id}_probs.npz", _npz(probs=probs.numpy().astype(np.float32)))
+            return write_atomically(folder / f"{case_id}_probs.npz", _npz(np.savez, probs=probs.numpy().astype(np.float32)))
+        if output == "soft_label":
+            return write_atomically(
+                folder / f"{case_id}_soft_label.npz", _npz(np.savez_compressed, probs=np.rint(65535 * probs.double().numpy()).astype(np.uint16))
+            )
         label, confidence = probs.argmax(dim=0).numpy(), probs.amax(dim=0).numpy().astype(np.float32)
         if output == "label":
             return write_atomically(folder / f"{case_id}_label.png", _palette_png(label, card))
@@ -93,9 +97,9 @@ def _shown(image: NDArray[Any]) -> NDArray[Any]:
     return image if image.dtype == np.uint8 else np.rint(255 * image.clip(0, 1)).astype(np.uint8)
 
 
-def _npz(**arrays: NDArray[Any]) -> bytes:
+def _npz(save: Callable[..., None], **arrays: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    save(buffer, **arrays)
     return buffer.getvalue()
 
 

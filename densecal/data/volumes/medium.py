@@ -30,7 +30,7 @@ class VolumeMedium:
     measured = True
     suffixes: tuple[str, ...] = (".nii.gz", ".nii")
     label_suffixes: tuple[str, ...] = suffixes
-    outputs: tuple[str, ...] = ("label", "probs", "confidence")
+    outputs: tuple[str, ...] = ("label", "probs", "soft_label", "confidence")
 
     def inspector(self, card: DataCard) -> Callable[[Case], CaseFacts]:
         from densecal.data.volumes.check import inspect
@@ -66,10 +66,13 @@ class VolumeMedium:
         return rewrite_classes(source, target, label_map)
 
     def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> Path:
+        path = folder / f"{case_id}_{output}.nii.gz"
+        if output == "soft_label":
+            return write_nifti(path, probs.movedim(0, -1).numpy(), opened.header, unsigned_16_bits=True)
         if output == "label":
             values = probs.argmax(dim=0).numpy().astype(np.uint8 if len(probs) <= 256 else np.int16)
         elif output == "probs":
             values = probs.movedim(0, -1).numpy().astype(np.float32)
         else:
             values = probs.amax(dim=0).numpy().astype(np.float32)
-        return write_nifti(folder / f"{case_id}_{output}.nii.gz", values, opened.header)
+        return write_nifti(path, values, opened.header)

@@ -48,10 +48,17 @@ def plane_names(affine: np.ndarray) -> tuple[str, ...]:
     return () if None in codes else tuple(_PLANES[code] for code in codes)
 
 
-def write_nifti(path: Path, values: np.ndarray, source: Any) -> Path:
-    """Write values on the grid that the header ``source`` describes, with its place in space and its units."""
+def write_nifti(path: Path, values: np.ndarray, source: Any, *, unsigned_16_bits: bool = False) -> Path:
+    """Write values on the grid that the header ``source`` describes, with its place in space and its units.
+
+    ``unsigned_16_bits`` stores floats in [0, 1] as multiples of 1/65535, which any reader that heeds the header's scale gives back as floats.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if unsigned_16_bits:
+        values = np.rint(65535 * values.astype(np.float64)).astype(np.uint16)
     image = nib.Nifti1Image(values, source.get_best_affine())  # a fresh header: intensity scaling and display range of the source do not apply
+    if unsigned_16_bits:
+        image.header.set_slope_inter(1 / 65535, 0)
     image.header.set_xyzt_units(*source.get_xyzt_units())
     image.set_qform(*source.get_qform(coded=True) if source["qform_code"] else (None, 0))
     if source["sform_code"]:

@@ -1,0 +1,34 @@
+"""Checkpoints of untrained networks, which will do for teachers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densecal.data import DataCard
+from densecal.registry import MODELS
+
+CARD = DataCard(name="blobs", classes=["background", "left", "right"], patch_size=[8, 8, 8], augment=False, cache=False)
+IMAGES = replace(CARD, patch_size=[16, 16], image_channels=3, normalisation="imagenet", background=None)
+
+
+def write_teacher(path: Path, card: DataCard = CARD, *, model: str = "unet", seed: int = 0, sharp: float = 10.0, **options: Any) -> Path:
+    """A checkpoint such as ``densecal-train`` writes, of random weights; ``sharp`` multiplies those of the network's last layer, so that it is sure of something."""
+    options = options or {"channels": [4, 8]}
+    torch.manual_seed(seed)
+    network = MODELS[model](card.image_channels, len(card.classes), spatial_dims=card.spatial_dims, **options)
+    last = [module for module in network.modules() if getattr(module, "out_channels", None) == len(card.classes)][-1]
+    with torch.no_grad():
+        last.weight.mul_(sharp)
+    config = {
+        "data": asdict(card),
+        "model": {"_target_": f"densecal.models.{model}", **options},
+        "inference": {"_target_": "densecal.inference.customary_inferer", "multiple": 2},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {f"model.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"densecal": {"config": config, "version": "0"}, "state_dict": state}, path)
+    return path
