@@ -22,7 +22,7 @@ from densecal.report.drawing import Chart, png_bytes
 from densecal.report.findings import findings
 from densecal.report.html import describe_facts, merge_notes, render
 from densecal.report.reliability import dataset_reliability_chart, reliability_chart
-from densecal.report.slices import CONFIDENCE_COLORMAP, ERROR_COLORS, Example, Panels, example_figure, slice_panels
+from densecal.report.slices import AGREEMENT, CONFIDENCE_COLORMAP, ERROR_COLORS, Example, Panels, example_figure, slice_panels
 from densecal.report.summary import cases_csv, hex_color, named_cases, summary, to_json
 from densecal.report.training_cases import CaseLevels, levels_chart, levels_rows, levels_table
 
@@ -123,6 +123,7 @@ def write_report(
         names=schema.names,
         error_legend=[(hex_color(color), name) for name, color in ERROR_COLORS.items()],
         ramp=[to_hex(colormaps[CONFIDENCE_COLORMAP](x)) for x in np.linspace(0, 1, 9)],
+        agreement=any(name == AGREEMENT for example in slices for row in example["rows"] for name, _ in row["pictures"]),
         floor=f"{1 / schema.num_classes:.2f}",
         definitions=measures.used_definitions([evaluation]),
         intervals=bool(evaluation.intervals),

@@ -114,6 +114,7 @@ def test_a_run_is_scored_against_the_share_of_raters(panel, run):
     page = (run / "report.html").read_text()
     assert "QUBIQ Dice" in page
     assert ">Agreement<" in page
+    assert "confidence, agreement 0.50" in page
 
 
 def test_evaluating_the_run_and_its_saved_probabilities_agree(panel, run, tmp_path):
