@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import warnings
+from collections import UserList
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -203,7 +204,7 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, r
 
 def _build_loss(config: DictConfig, data: SegmentationData) -> nn.Module:
     """The loss, with its labels perturbed if the config says so."""
-    case_ids = [case.id for case in data.splits["train"]]
+    case_ids = UserList(case.id for case in data.splits["train"])  # taken as one thing by OmegaConf, which makes a node of each name of a list
     loss: nn.Module = build(config.loss, "loss", ignore_index=data.schema.ignore_index, num_classes=data.schema.num_classes, case_ids=case_ids)
     if config.get("perturbation"):
         if not isinstance(loss, CompoundLoss):
