@@ -220,7 +220,7 @@ def _build_loss(config: DictConfig, data: SegmentationData) -> nn.Module:
             raise CommandError(f"perturbation: {error}") from None
     if getattr(loss, "needs_validation", False) and not (data.splits["val"] and config.trainer.get("limit_val_batches") != 0):
         raise CommandError(
-            "perturbation: its levels follow the accuracy on validation cases, of which there are none. Set data.val_fraction above 0 and leave "
+            "data.val_fraction: the levels of perturbation follow the accuracy on validation cases, of which there are none. Set it above 0 and leave "
             "trainer.limit_val_batches alone, or choose levels that need none: perturbation=confidence_smoothing, loss_smoothing or stochastic."
         )
     return loss
