@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import warnings
+from collections import UserList
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -226,7 +227,7 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, teac
 
 def _build_loss(config: DictConfig, data: SegmentationData) -> nn.Module:
     """The loss, with its labels perturbed if the config says so."""
-    case_ids = [case.id for case in data.splits["train"]]
+    case_ids = UserList(case.id for case in data.splits["train"])  # taken as one thing by OmegaConf, which makes a node of each name of a list
     loss: nn.Module = build(config.loss, "loss", ignore_index=data.schema.ignore_index, num_classes=data.schema.num_classes, case_ids=case_ids)
     if config.get("perturbation"):
         if not isinstance(loss, CompoundLoss):
@@ -242,7 +243,7 @@ def _build_loss(config: DictConfig, data: SegmentationData) -> nn.Module:
             raise CommandError(f"perturbation: {error}") from None
     if getattr(loss, "needs_validation", False) and not (data.splits["val"] and config.trainer.get("limit_val_batches") != 0):
         raise CommandError(
-            "perturbation: its levels follow the accuracy on validation cases, of which there are none. Set data.val_fraction above 0 and leave "
+            "data.val_fraction: the levels of perturbation follow the accuracy on validation cases, of which there are none. Set it above 0 and leave "
             "trainer.limit_val_batches alone, or choose levels that need none: perturbation=confidence_smoothing, loss_smoothing or stochastic."
         )
     return loss

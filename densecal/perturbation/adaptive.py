@@ -34,7 +34,9 @@ class AdaptivePerturbation(Perturbation):
     level. Over several processes the sums of all are taken together before an update, so levels are the same everywhere.
 
     In a loop of one's own: ``on_epoch(epoch, max_epochs)`` before each epoch, ``context={"case_id": [...]}`` with each batch, ``on_validation({"accuracy": ...})``
-    after a validation and ``on_epoch_end()`` after the epoch, all of the loss. A loop without the last is caught up with by the next ``on_epoch``.
+    after a validation and ``on_epoch_end()`` after the epoch, all of the loss. A loop without the last is caught up with by the next ``on_epoch``. A trainer that calls
+    its loss with logits and labels alone, as MONAI's, is given a function: ``lambda logits, labels: loss(logits, labels, context={"case_id":
+    labels.meta["filename_or_obj"]})`` where labels are MONAI's, with the files' names for ``case_ids``. Under ``torch.compile`` other names are another graph.
 
     Args:
         case_ids: Names of all training images, each once.

@@ -47,7 +47,7 @@ def levels_table(levels: CaseLevels) -> Table:
     return Table(
         "training_cases",
         "Training cases",
-        (text("case"), text("number"), text("value")),
+        (text("Case"), text("Number"), text("Value")),
         tuple(rows),
         note=f"The {_SHOWN} highest and the {_SHOWN} lowest; training_cases.csv has all of them." if left_out else "",
     )

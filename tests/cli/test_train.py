@@ -359,10 +359,24 @@ def test_two_processes_validate_to_the_numbers_of_one(uninterrupted, tmp_path):
     assert two == pytest.approx(one, abs=1e-6, nan_ok=True)
 
 
-def test_two_processes_train_into_one_run(blobs, tmp_path):
-    """Rank 0 alone names the run directory."""
-    in_processes(ROOT / "tools" / "train.py", "trainer=ddp", "trainer.devices=2", *settings(blobs, tmp_path, "trainer.max_epochs=1"))
-    assert (the_run(tmp_path) / "report.html").exists()
+def test_two_processes_train_into_one_run_as_one_process(blobs, tmp_path):
+    """Rank 0 alone names the run directory. With the same batches, divided, the levels of perturbation and the scores are those of one process."""
+    rule = [f"perturbation.{setting}" for setting in ("warmup=0", "alpha=0.2", "rule.eta=0.02", "rule.accuracy_weight=2")]
+    common = ["loss=ce", "perturbation=aslp", *rule, "model.dropout=0", "trainer.max_epochs=2", "predictions=[]", "data.samples_per_case=2"]
+    log = tmp_path / "log.txt"
+    assert run_command("train", settings(blobs, tmp_path / "one", *common, "data.batch_size=4"), log) == 0, log.read_text()
+    two = settings(blobs, tmp_path / "two", *common, "data.batch_size=2")
+    in_processes(ROOT / "tools" / "train.py", "trainer=ddp", "trainer.devices=2", *two)
+    runs = [the_run(tmp_path / name) for name in ("one", "two")]
+    assert all((run / "report.html").exists() for run in runs)
+    one, two = ({row["case_id"]: float(row["perturbation"]) for row in csv.DictReader((run / "training_cases.csv").open())} for run in runs)
+    assert len(set(one.values()) - {0.0, 0.2}) == 4
+    assert two == pytest.approx(one, rel=1e-3)
+    one, two = (
+        [{key: float(value) for key, value in row.items() if key != "seconds"} for row in csv.DictReader((run / "metrics.csv").open())]
+        for run in runs
+    )
+    assert two[1] == pytest.approx(one[1], rel=1e-3, abs=1e-3, nan_ok=True)
 
 
 def test_two_processes_test_to_the_numbers_of_one(uninterrupted, tmp_path):

@@ -102,7 +102,10 @@ def test_a_loss_without_a_target_is_not_perturbed():
 
 @pytest.mark.parametrize("options", [{"val": 0}, {"limit_val_batches": 0}], ids=["no-cases", "switched-off"])
 def test_levels_that_follow_accuracy_need_validation(options):
-    with pytest.raises(CommandError, match=r"^perturbation: its levels follow the accuracy on validation cases.*Set data\.val_fraction above 0"):
+    with pytest.raises(
+        CommandError,
+        match=r"^data\.val_fraction: the levels of perturbation follow the accuracy on validation cases, of which there are none\. Set it above 0",
+    ):
         perturbed("densecal.losses.CrossEntropyLoss", **options)
     assert not perturbed("densecal.losses.CrossEntropyLoss", perturbation="StochasticPerturbation", **options).needs_validation
 

@@ -465,3 +465,16 @@ def test_gpu_and_cpu_agree():
             loss(case.logits.to(device), case.label_map.to(device), context={"case_id": ids})
             finish(loss, 0.9)
     torch.testing.assert_close(there.target.alpha.cpu(), here.target.alpha)
+
+
+def test_file_names_of_monai_are_names_of_images():
+    monai_data = pytest.importorskip("monai.data")
+    items = [{"label": monai_data.MetaTensor(torch.zeros(1, 4, 4), meta={"filename_or_obj": f"{name}.nii.gz"})} for name in "ab"]
+    labels, logits = monai_data.list_data_collate(items)["label"], torch.randn(2, 3, 4, 4)
+    loss = make_loss(ids=["b.nii.gz", "a.nii.gz"], rule=LossRule())
+    loss(logits, labels, context={"case_id": labels.meta["filename_or_obj"]})
+    loss.on_epoch_end()
+    expected = make_loss(ids=["b", "a"], rule=LossRule())
+    expected(logits, torch.zeros(2, 4, 4, dtype=torch.long), context={"case_id": ["a", "b"]})
+    expected.on_epoch_end()
+    assert torch.equal(loss.target.alpha, expected.target.alpha)
