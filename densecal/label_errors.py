@@ -118,8 +118,10 @@ class LabelErrorFinder:
             label: Label map ``(*spatial)``.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or there has been a case of this name.
         """
+        if case_id in self._kept:
+            raise ValueError(f"Expected each case once, but got {case_id!r} again.")
         probs, label = np.asarray(probs, dtype=np.float32), np.asarray(label)
         if probs.shape != (self.schema.num_classes, *label.shape):
             raise ValueError(
@@ -137,7 +139,7 @@ class LabelErrorFinder:
             "softmin_all": _softmin(flat, labels),
             "dice": structure_dice(labels, predicted, self.schema.foreground),
         }
-        doubtful = of_label <= 0.5
+        doubtful = (of_label <= 0.5) | (predicted != labels)
         self._kept[case_id] = _Kept(label.shape, len(labels), int(structure.sum()), scores, places[doubtful], labels[doubtful], flat[doubtful])
 
     def compute(self, score: str = "margin") -> list[Suspicion]:
@@ -192,7 +194,11 @@ class LabelErrorFinder:
         given, suggested, places = (values[kept.flagged] for values in (kept.labels, kept.suggested, kept.places))
         neighbours = np.ones((3,) * len(kept.shape))
         best: Region | None = None
-        for a, b in np.unique(np.stack([given, suggested]), axis=1).T.tolist():
+        pairs, counts = np.unique(np.stack([given, suggested]), axis=1, return_counts=True)
+        for i in np.argsort(-counts, kind="stable"):
+            if best is not None and counts[i] <= best.size:
+                break  # no pair that comes now has so many pixels
+            a, b = pairs[:, i].tolist()
             mask = np.zeros(kept.shape, bool)
             mask.reshape(-1)[places[(given == a) & (suggested == b)]] = True
             pieces, _ = ndimage.label(mask, structure=neighbours)

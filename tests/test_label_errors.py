@@ -158,5 +158,8 @@ def test_finder_errors():
     finder = LabelErrorFinder(SCHEMA)
     with pytest.raises(ValueError, match=r"Expected `probs` of shape \(3, \*spatial\)"):
         finder.update("a", np.zeros((3, 4, 4)), np.zeros((4, 5)))
+    finder.update("a", *case(0))
+    with pytest.raises(ValueError, match="Expected each case once, but got 'a' again"):
+        finder.update("a", *case(0))
     with pytest.raises(ValueError, match="Expected `score` to be one of"):
         finder.compute("worst")
