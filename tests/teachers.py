@@ -32,3 +32,31 @@ def write_teacher(path: Path, card: DataCard = CARD, *, model: str = "unet", see
     state = {f"model.{name}": value for name, value in network.state_dict().items()}
     torch.save({"densecal": {"config": config, "version": "0"}, "state_dict": state}, path)
     return path
+
+
+class Pointwise(torch.nn.Module):
+    """Looks at one pixel at a time, so that what it says of a patch is a patch of what it says of the image, however that is turned."""
+
+    def __init__(self, in_channels: int, num_classes: int, spatial_dims: int = 3) -> None:
+        super().__init__()
+        kind = {2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[spatial_dims]
+        self.one = kind(in_channels, 8, 1)
+        self.two = kind(8, num_classes, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(image).tanh())
+
+
+def write_pointwise(path: Path, card: DataCard, seed: int = 0) -> Path:
+    """A checkpoint of one."""
+    torch.manual_seed(seed)
+    network = Pointwise(card.image_channels, len(card.classes), card.spatial_dims)
+    with torch.no_grad():
+        network.two.weight.mul_(5)
+    config = {
+        "data": asdict(card),
+        "model": {"_target_": "teachers.Pointwise"},
+        "inference": {"_target_": "densecal.inference.WholeImage", "spatial_dims": card.spatial_dims},
+    }
+    torch.save({"densecal": {"config": config, "version": "0"}, "state_dict": {f"model.{k}": v for k, v in network.state_dict().items()}}, path)
+    return path

@@ -11,12 +11,15 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from teachers import CARD, IMAGES, write_teacher
+from pictures import make_scenes
+from teachers import CARD, IMAGES, write_pointwise, write_teacher
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from volumes import blob, save
 
-from densecal.data import DataCard
-from densecal.inference import Predictor, WholeImage
+from densecal.data import DataCard, SegmentationData, load_card
+from densecal.data.card import Augmentation
+from densecal.inference import Predictor, WholeImage, cases_of_split, write_prediction
 from densecal.losses import CompoundLoss, CrossEntropyLoss, DeepSupervisionLoss, DistillationLoss
 from densecal.targets import TeacherTarget
 from densecal.tasks import CachedTeachers, DistillationTask, OnlineTeachers
@@ -246,3 +249,40 @@ def test_whole_cases_have_no_cached_probabilities(tmp_path):
 def test_cached_probabilities_of_other_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"soft labels are of the classes \['a', 'b', 'c'\], but blobs has"):
         CachedTeachers([folder_of(tmp_path / "a", classes=["a", "b", "c"])], card=CARD)
+
+
+def volumes(root: Path) -> DataCard:
+    """Volumes smaller than the patch along one axis and larger along the others, mirrored."""
+    for number in range(5):
+        image, label = blob((10, 13, 7), seed=number)
+        save(root / "images" / f"b{number}.nii.gz", image)
+        save(root / "labels" / f"b{number}.nii.gz", label)
+    mirrored = Augmentation(affine_probability=0, contrast_probability=0, noise_probability=0, bias_probability=0, flip_axes=[0, 1, 2])
+    return replace(CARD, root=str(root), layout="paired", augment=True, augmentation=mirrored, batch_size=2, num_workers=0, foreground_fraction=0.5)
+
+
+def scenes(root: Path) -> DataCard:
+    """Images cropped and mirrored, in colours as they are."""
+    pipeline = {"RandomCrop": {"pad_if_needed": True}, "HorizontalFlip": {"p": 0.5}}
+    return replace(load_card(make_scenes(root)), root=str(root), pipeline=pipeline, patch_size=[48, 32])
+
+
+@pytest.mark.parametrize("make", [volumes, scenes])
+def test_written_soft_labels_stay_with_their_pixels(make, tmp_path):
+    """A teacher that looks at one pixel at a time says of a patch what it has said of the image there: cut and mirrored alike, to the precision they are kept in."""
+    card = make(tmp_path)
+    path = write_pointwise(tmp_path / "teacher.ckpt", card)
+    predictor, folder = Predictor.from_run(path), tmp_path / "soft"
+    for case in cases_of_split(card, "train")[1]:
+        write_prediction(predictor(case.image), folder, case.id, ["soft_label"])
+    online, cached = OnlineTeachers([str(path)], card=card), CachedTeachers([str(folder)], card=card)
+    data = SegmentationData(card, progress=False, training_companions=cached.companions)
+    padded = 0
+    for batch in data.train_dataloader():
+        valid = (batch["label"][:, 0] != card.ignore_index).unsqueeze(1)
+        now, before = (teachers.logits(batch)[0].softmax(1) for teachers in (online, cached))
+        assert now.std() > 0.05
+        torch.testing.assert_close(torch.where(valid, before, 0.0), torch.where(valid, now, 0.0), rtol=0, atol=1e-3)
+        padded += int((~valid).sum())
+    assert padded
+    assert "teacher_probs_0" not in next(iter(data.val_dataloader()))
