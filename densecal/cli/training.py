@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import densecal
-from densecal.cli.configuration import CommandError, build, given_settings
+from densecal.cli.configuration import CommandError, build, build_loss, given_settings
 from densecal.cli.evaluation import evaluate_run
 from densecal.data import DataCard, DataProblems, SegmentationData
 from densecal.data.medium import medium_of
@@ -33,6 +33,8 @@ from densecal.files import write_atomically
 from densecal.inference import Inferer
 from densecal.metrics import SegmentationEvaluation
 from densecal.models.pretrained import without_pretrained
+from densecal.ops.activation import probabilities
+from densecal.ops.region_maps import region_maps
 from densecal.registry import near_matches
 from densecal.runs import find_checkpoint, find_latest_run, new_run_dir, provenance, read_checkpoint, read_record, write_record
 from densecal.seeds import derive_seed
@@ -107,7 +109,7 @@ def train(config: DictConfig) -> Path:
         assert isinstance(card, DataCard)
         _check_outputs(config, card)
         if config.monitor is None:
-            config.monitor = "val/iou_dataset" if card.background is None else "val/dice"
+            config.monitor = "val/dice" if card.schema.has_structure else "val/iou_dataset"
         L.seed_everything(config.seed, verbose=False)
         data = SegmentationData(card, seed=config.seed, progress=sys.stderr.isatty())
         task = _build_task(config, card, data, resumed=run.checkpoint is not None)
@@ -174,7 +176,7 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, *, r
         known |= without_pretrained(hydra.utils.get_object(config.model._target_))
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model: nn.Module = build(config.model, "model", **known)
-    loss: nn.Module = build(config.loss, "loss", ignore_index=data.schema.ignore_index, num_classes=data.schema.num_classes)
+    loss: nn.Module = build_loss(config.loss, data.schema)
     window: Inferer = build(config.inference, "inference", patch_size=list(card.patch_size), spatial_dims=card.spatial_dims)
     task = SegmentationTask(
         model,
@@ -224,8 +226,9 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
         )
     label = torch.zeros(1, 1, *card.patch_size, dtype=torch.long)
     if card.soft_labels:
-        label = torch.zeros(expected)
+        label = torch.zeros(1, len(card.classes), *card.patch_size)
         label[:, 0] = 1
+    label = region_maps(label, task.schema)
     batch: dict[str, Any] = {
         "image": image,
         "label": label,
@@ -240,7 +243,7 @@ def _probe(task: SegmentationTask, card: DataCard) -> list[str]:
         raise CommandError(f"loss: {str(error).splitlines()[0]}") from None
     task.train()
     evaluation = SegmentationEvaluation(task.schema)
-    evaluation.update(logits.softmax(dim=1), label, batch["case_index"])
+    evaluation.update(probabilities(logits, task.schema.activation), label, batch["case_index"])
     return list(evaluation.compute().scalars())
 
 
@@ -315,7 +318,8 @@ def _announce(config: DictConfig, data: SegmentationData, task: SegmentationTask
     card = data.card
     sizes = ", ".join(f"{len(data.splits[name])} {word}" for name, word in (("train", "to train on"), ("val", "to validate"), ("test", "to test")))
     patch = " x ".join(str(n) for n in card.patch_size)
-    print(f"data    {card.name}: {sizes}; patches of {patch} {medium_of(data.card).element}s")
+    regions = f"; regions {', '.join(card.regions)}" if card.regions else ""
+    print(f"data    {card.name}: {sizes}; patches of {patch} {medium_of(data.card).element}s{regions}")
     print(f"model   {config.model._target_.rpartition('.')[2]}, {sum(p.numel() for p in task.model.parameters()) / 1e6:.2f} million parameters")
     print(f"loss    {config.loss._target_.rpartition('.')[2]}")
     epoch = f", from the end of epoch {read_checkpoint(checkpoint)['epoch'] + 1}" if checkpoint else ""

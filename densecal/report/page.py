@@ -116,7 +116,7 @@ def write_report(
         names=schema.names,
         error_legend=[(hex_color(color), name) for name, color in ERROR_COLORS.items()],
         ramp=[to_hex(colormaps[CONFIDENCE_COLORMAP](x)) for x in np.linspace(0, 1, 9)],
-        floor=f"{1 / schema.num_classes:.2f}",
+        floor=f"{1 / schema.num_outcomes:.2f}",
         definitions=measures.used_definitions([evaluation]),
         intervals=bool(evaluation.intervals),
     )

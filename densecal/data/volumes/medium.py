@@ -13,6 +13,7 @@ from torch import Tensor
 from densecal.data.card import DataCard
 from densecal.data.medium import Loading, OpenedImage
 from densecal.data.volumes.nifti import plane_names, read_nifti, write_nifti
+from densecal.ops.activation import most_probable
 
 if TYPE_CHECKING:
     from densecal.data.layouts import Case
@@ -58,11 +59,10 @@ class VolumeMedium:
         values = read_nifti(paths[0]).get_fdata(dtype=np.float32)
         return values.reshape(*values.shape[:3], -1)[..., 0]
 
-    def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> Path:
-        if output == "label":
-            values = probs.argmax(dim=0).numpy().astype(np.uint8 if len(probs) <= 256 else np.int16)
-        elif output == "probs":
-            values = probs.movedim(0, -1).numpy().astype(np.float32)
-        else:
-            values = probs.amax(dim=0).numpy().astype(np.float32)
-        return write_nifti(folder / f"{case_id}_{output}.nii.gz", values, opened.header)
+    def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> list[Path]:
+        label, confidence = most_probable(probs, card.schema.activation, dim=0)
+        values = {"label": label, "probs": probs.movedim(0, -1), "confidence": confidence}[output]
+        if output != "probs" and card.schema.activation == "sigmoid":
+            values = values[0] if len(values) == 1 else values.movedim(0, -1)
+        kind = np.dtype(np.float32 if output != "label" else np.uint8 if card.schema.num_outcomes <= 256 else np.int16)
+        return [write_nifti(folder / f"{case_id}_{output}.nii.gz", values.numpy().astype(kind), opened.header)]
