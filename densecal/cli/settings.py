@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from densecal.cli.sources import register_sources
 
-__all__ = ["EvaluateSettings", "PredictSettings", "TrainSettings", "register_settings"]
+__all__ = ["CompareSettings", "EvaluateSettings", "PredictSettings", "TrainSettings", "register_settings"]
 
 
 @dataclass
@@ -84,6 +84,16 @@ class EvaluateSettings:
     output: str | None = None
 
 
+@dataclass
+class CompareSettings:
+    """``configs/compare.yaml`` explains each setting and gives its default."""
+
+    runs: Any = MISSING
+    baseline: str | None = None
+    measures: list[str] | None = None
+    output: str | None = None
+
+
 def register_settings() -> None:
     """Let the YAML files name the classes above in their defaults, and the command line a pair of architecture and encoder."""
     register_sources()
@@ -91,3 +101,4 @@ def register_settings() -> None:
     store.store(name="train_settings", node=TrainSettings)
     store.store(name="predict_settings", node=PredictSettings)
     store.store(name="evaluate_settings", node=EvaluateSettings)
+    store.store(name="compare_settings", node=CompareSettings)

@@ -82,7 +82,7 @@ class CaseDataset(Dataset[dict[str, Any]]):
                 return self.loading.load(case)
         except Exception as error:
             cause = error.__cause__ or error
-            files = " and ".join(str(path) for path in (*case.image, case.label))
+            files = " and ".join(str(path) for path in case.files)
             raise RuntimeError(f"{files}: cannot be loaded ({type(cause).__name__}: {cause}). `densecal-check` looks at every file.") from error
 
 

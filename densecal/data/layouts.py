@@ -14,7 +14,23 @@ from typing import Any
 from densecal.data.card import DataCard
 from densecal.data.medium import medium_of
 
-__all__ = ["Case", "case_id_of", "decathlon", "find_cases", "paired"]
+__all__ = ["Case", "Companion", "case_id_of", "decathlon", "find_cases", "paired"]
+
+
+@dataclass(frozen=True)
+class Companion:
+    """Further maps of a case on the grid of its label, which are cropped, turned and resampled with it: other raters' labels, a teacher's probabilities.
+
+    Args:
+        name: What batches call it.
+        files: The files: label maps, stacked as channels ``(R, *spatial)``, or one file of shares.
+        shares: Whether it is one file of shares ``(K, *spatial)`` in [0, 1], not label maps. Beyond the image, label maps are ``ignore_index`` like the label; shares mean
+            nothing there.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,7 @@ class Case:
         subject: Person (or phantom, or place) the case comes from; a subject is never on two sides of a split that is drawn.
         part: The set's own split that the case belongs to, where the card names such.
         listed: The place that names the case, "line 3 of train.txt" for example, where there is a list.
+        companions: Further maps that batches hold beside the label.
     """
 
     id: str
@@ -36,6 +53,13 @@ class Case:
     subject: str
     part: str = ""
     listed: str = ""
+    companions: tuple[Companion, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that is read for the case."""
+        labels = () if self.label is None else (self.label,)
+        return (*self.image, *labels, *(file for companion in self.companions for file in companion.files))
 
 
 def find_cases(root: Path, card: DataCard) -> list[Case]:

@@ -49,8 +49,8 @@ class Loading(Protocol):
         ...
 
     def patch(self, item: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-        """A training patch: ``image`` float32 ``(C, *patch_size)``, ``label`` of any integer type ``(1, *patch_size)`` or soft float32 ``(K, *patch_size)``. Its draws
-        follow from ``seed`` alone."""
+        """A training patch: ``image`` float32 ``(C, *patch_size)``, ``label`` of any integer type ``(1, *patch_size)`` or soft float32 ``(K, *patch_size)``, and the
+        companions of the case like it. Its draws follow from ``seed`` alone."""
         ...
 
     def whole(self, item: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -32,9 +32,10 @@ class SegmentationData(L.LightningDataModule):
     """Find, check, split and load the data set of a card.
 
     Batches are dictionaries of plain tensors: ``image`` float32 ``(N, C, *spatial)``; ``label`` int64 ``(N, 1, *spatial)``, or float32 ``(N, K, *spatial)`` for soft
-    labels; ``case_index`` int64 ``(N,)``, the position in ``splits[...]``; ``case_id``, a list of strings; of volumes, ``spacing`` float32 ``(N, 3)``, in mm. Training
-    batches hold patches; the others one whole volume or image each, sharded over ranks without repeats. Of a card with regions the loaders give the same, which is
-    smaller, and what a task sees has one map per region, made on its device: see :func:`densecal.ops.region_maps`.
+    labels; ``case_index`` int64 ``(N,)``, the position in ``splits[...]``; ``case_id``, a list of strings; of volumes, ``spacing`` float32 ``(N, 3)``, in mm; the
+    companions of the cases under their names, int64 ``(N, R, *spatial)`` or float32 ``(N, K, *spatial)``. Training batches hold patches; the others one whole volume or
+    image each, sharded over ranks without repeats. Of a card with regions the loaders give the same, which is smaller, and what a task sees has one map per region,
+    made on its device: see :func:`densecal.ops.region_maps`.
 
     All randomness follows from (seed, epoch, case id, draw), whatever the number of workers; see :mod:`densecal.data.dataset`.
 
@@ -183,10 +184,10 @@ class _Loader(DataLoader[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         for batch in super().__iter__():
             batch["case_index"] = torch.from_numpy(batch["case_index"])
-            label = batch["label"]
-            if label.dtype in (torch.int16, torch.int32):
-                batch["label"] = torch.empty(label.shape, dtype=torch.int64, pin_memory=label.is_pinned())
-                np.copyto(batch["label"].numpy(), label.numpy())  # torch's threads would spin beside the workers
+            for name, value in batch.items():
+                if isinstance(value, torch.Tensor) and value.dtype in (torch.int16, torch.int32):
+                    batch[name] = torch.empty(value.shape, dtype=torch.int64, pin_memory=value.is_pinned())
+                    np.copyto(batch[name].numpy(), value.numpy())  # torch's threads would spin beside the workers
             yield batch
 
 

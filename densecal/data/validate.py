@@ -18,6 +18,9 @@ from densecal.data.medium import medium_of
 
 __all__ = ["CaseFacts", "DataProblems", "Problem", "find_problems", "survey"]
 
+_SHARE = 1e-3
+"""Shares stored as float16 or scaled integers keep to [0, 1] within this."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -135,3 +138,15 @@ def check_present(path: Path, case: Case, card: DataCard) -> None:
     )
     listed = f", though {case.listed} names it" if case.listed else ""
     raise BadFileError(f"is missing{listed}.{others} Restore the file, or leave the case out.")
+
+
+def check_shares(values: NDArray[np.float32]) -> None:
+    """Refuse shares of a companion that are none.
+
+    Raises:
+        BadFileError: If some are not finite or lie outside [0, 1].
+    """
+    if not np.isfinite(values).all():
+        raise BadFileError("holds NaN or infinite shares. Write it again.")
+    if values.min() < -_SHARE or values.max() > 1 + _SHARE:
+        raise BadFileError(f"expected shares in [0, 1], but got {values.min():.4g} to {values.max():.4g}.")

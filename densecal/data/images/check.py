@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densecal.data.card import DataCard
-from densecal.data.images.files import decode_fully, read_image, read_label
+from densecal.data.images.files import decode_fully, read_image, read_label, read_shares
 from densecal.data.images.labels import LabelReader
 from densecal.data.layouts import Case
-from densecal.data.validate import BadFileError, CaseFacts, Problem, check_present, first_line
+from densecal.data.validate import BadFileError, CaseFacts, Problem, check_present, check_shares, first_line
 
 __all__ = ["inspect"]
 
@@ -33,7 +33,25 @@ def inspect(case: Case, card: DataCard, reader: LabelReader) -> CaseFacts:
         facts.label_voxels, facts.ignored_voxels = reader.count(label)
     except BadFileError as error:
         facts.problems.append(Problem(case.id, case.label, str(error)))
+    for companion in case.companions:
+        for file in companion.files:
+            try:
+                check_present(file, case, card)
+                size = _shares(file).shape[1:] if companion.shares else reader(_stored(file, case, card)).shape[:2]
+                if facts.shape and size != facts.shape:
+                    raise BadFileError(_other_size(size, facts.shape, path, card))
+            except BadFileError as error:
+                facts.problems.append(Problem(case.id, file, str(error)))
     return facts
+
+
+def _shares(path: Path) -> NDArray[np.float32]:
+    try:
+        values = read_shares(path)
+    except Exception as error:
+        raise BadFileError(f"cannot be read ({first_line(error)}). Write it again.") from error
+    check_shares(values)
+    return values
 
 
 def _image(path: Path, case: Case, card: DataCard) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["StoredLabel", "decode_fully", "read_image", "read_label"]
+__all__ = ["StoredLabel", "decode_fully", "read_image", "read_label", "read_shares"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,19 @@ def read_label(path: Path) -> StoredLabel:
             return StoredLabel(np.asarray(image), palette)
         without_alpha = {"RGBA": "RGB", "PA": "RGB", "LA": "L"}.get(image.mode)
         return StoredLabel(np.asarray(image.convert(without_alpha) if without_alpha else image))
+
+
+def read_shares(path: Path) -> NDArray[np.float32]:
+    """Shares ``(K, H, W)`` in [0, 1] from ``.npy`` or ``.npz``, as predictions are saved: floats, or whole numbers of which the largest of their kind means 1.
+
+    Raises:
+        Exception: Whatever is raised for a file that is missing, damaged or of another kind.
+    """
+    values = read_label(path).values
+    if values.ndim != 3:
+        raise ValueError(f"expected shares (K, H, W), but got shape {values.shape}")
+    scale = 1 if values.dtype.kind == "f" else np.iinfo(values.dtype).max
+    return values.astype(np.float32) / np.float32(scale)
 
 
 def _read_sbd(path: Path) -> NDArray[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from densecal.data.card import DataCard
-from densecal.data.images.files import read_image, read_label
+from densecal.data.images.files import read_image, read_label, read_shares
 from densecal.data.images.labels import LabelReader
-from densecal.data.layouts import Case
+from densecal.data.layouts import Case, Companion
 from densecal.registry import near_matches
 
 __all__ = ["ImageLoading", "ImagePipeline", "Normalisation"]
@@ -28,7 +28,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ImageLoading:
     """Images for training and testing; see :class:`densecal.data.medium.Loading`.
 
-    In memory an image stays as it is in the file, ``(H, W, C)``, uint8 where that has 8 bits, and its label is a byte per pixel.
+    In memory an image stays as it is in the file, ``(H, W, C)``, uint8 where that has 8 bits, and its label is a byte per pixel; companions are like the label,
+    ``(H, W, R)``, and shares of a companion float16. The pipeline takes label maps and a companion's shares to the nearest.
 
     Args:
         card: The data set.
@@ -42,7 +43,8 @@ class ImageLoading:
         self.card = card
         self.reader = LabelReader(card)
         self.normalise = Normalisation(card.normalisation)
-        self._pipeline = ImagePipeline(card, self.reader) if train else None
+        # By the names of the companions.
+        self._pipelines: dict[tuple[str, ...], ImagePipeline] = {(): ImagePipeline(card, self.reader)} if train else {}
         # Code of a pixel -> its class; the last entry is padding's, -1 in int16.
         kind: Any = np.int16 if max(self.reader.num_classes, abs(card.ignore_index)) < 2**15 else np.int32
         self._classes = np.full(max(256, self.reader.num_classes + 2), card.ignore_index, kind)
@@ -52,24 +54,38 @@ class ImageLoading:
         assert case.label is not None
         image = read_image(case.image[0], self.card.image_channels, self.card.exif)
         label = self.reader(read_label(case.label))
-        if label.shape[:2] != image.shape[:2]:
-            raise ValueError(f"the label is {label.shape[:2]}, but the image {image.shape[:2]}")
+        maps = {"label": label, **{companion.name: self._companion(companion) for companion in case.companions}}
+        for name, values in maps.items():
+            if values.shape[:2] != image.shape[:2]:
+                raise ValueError(f"{name} is {values.shape[:2]}, but the image {image.shape[:2]}")
         return {
             "image": torch.from_numpy(image),
-            "label": torch.from_numpy(np.ascontiguousarray(label)),
+            **{name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in maps.items()},
             "statistics": torch.from_numpy(self.normalise.statistics(image)),
         }
 
+    def _companion(self, companion: Companion) -> NDArray[Any]:
+        if companion.shares:
+            return np.moveaxis(read_shares(companion.files[0]), 0, -1).astype(np.float16)
+        if self.reader.soft:
+            raise ValueError(f"{companion.name} holds classes, which cannot be resized along with soft labels")
+        return np.stack([self.reader(read_label(file)) for file in companion.files], axis=-1)
+
     def patch(self, item: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-        assert self._pipeline is not None
-        image, label = self._pipeline(item["image"].numpy(), item["label"].numpy(), item["statistics"].numpy()[2], seed)
-        return self._finished(image, label, item["statistics"])
+        maps = {name: values.numpy() for name, values in item.items() if name not in ("image", "statistics")}
+        companions = tuple(name for name in maps if name != "label")
+        if companions not in self._pipelines:
+            self._pipelines[companions] = ImagePipeline(self.card, self.reader, companions)
+        image, maps = self._pipelines[companions](item["image"].numpy(), maps, item["statistics"].numpy()[2], seed)
+        return self._finished(image, maps, item["statistics"])
 
     def whole(self, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self._finished(item["image"].numpy(), item["label"].numpy(), item["statistics"])
+        maps = {name: values.numpy() for name, values in item.items() if name not in ("image", "statistics")}
+        return self._finished(item["image"].numpy(), maps, item["statistics"])
 
-    def _finished(self, image: NDArray[Any], label: NDArray[Any], statistics: Tensor) -> dict[str, Tensor]:
+    def _finished(self, image: NDArray[Any], maps: Mapping[str, NDArray[Any]], statistics: Tensor) -> dict[str, Tensor]:
         """Padding becomes 0 in the image, which is the mean, and "no class" in the label, whatever came after it in the pipeline."""
+        label = maps["label"]
         if self.reader.soft:
             codes = torch.from_numpy(label)
             padded = label.sum(axis=-1) < 0.5
@@ -77,12 +93,22 @@ class ImageLoading:
             target = torch.where(known > 0.5, codes.movedim(-1, 0)[:-1] / known.clamp(min=0.5), 0.0)
         else:
             padded = label == self.reader.padding
-            classes = cv2.LUT(label, self._classes) if label.dtype == np.uint8 else np.take(self._classes, label)
-            target = torch.from_numpy(classes).unsqueeze(0)
+            target = torch.from_numpy(self._decoded(label)).unsqueeze(0)
         normalised = self.normalise(torch.from_numpy(image), statistics)
         if padded.any():
             np.copyto(normalised.numpy(), 0, where=padded)
-        return {"image": normalised, "label": target}
+        companions = {name: self._finished_companion(values, padded) for name, values in maps.items() if name != "label"}
+        return {"image": normalised, "label": target, **companions}
+
+    def _finished_companion(self, values: NDArray[Any], padded: NDArray[np.bool_]) -> Tensor:
+        """``(H, W, R)`` codes or shares -> classes or float32 shares ``(R, H, W)``; shares are 0 in the padding."""
+        channels = np.ascontiguousarray(np.moveaxis(values, -1, 0))
+        if channels.dtype.kind == "f":
+            return torch.from_numpy(np.where(padded, 0, channels).astype(np.float32))
+        return torch.from_numpy(np.stack([self._decoded(one) for one in channels]))
+
+    def _decoded(self, label: NDArray[Any]) -> NDArray[Any]:
+        return cv2.LUT(label, self._classes) if label.dtype == np.uint8 else np.take(self._classes, label)
 
 
 class Normalisation:
@@ -159,28 +185,31 @@ class ImagePipeline:
     Args:
         card: Names the transforms; those of ``card.pipeline``, or a crop alone without ``card.augment``.
         reader: Which codes labels have.
+        companions: Names of the maps that are varied with the label.
 
     Raises:
         ValueError: If a name is no transform of albumentations that varies an image with a label, or an argument is not one of its arguments or has a value that it
             refuses.
     """
 
-    def __init__(self, card: DataCard, reader: LabelReader) -> None:
+    def __init__(self, card: DataCard, reader: LabelReader, companions: Sequence[str] = ()) -> None:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
         import albumentations as A
 
         self.patch_size = tuple(card.patch_size)
         steps = card.pipeline if card.augment else {"RandomCrop": {"pad_if_needed": True}}
         made = {name: _step(A, name, dict(arguments or {}), card, reader) for name, arguments in steps.items()}
-        self.compose = A.Compose(list(made.values()))
+        self.compose = A.Compose(list(made.values()), additional_targets=dict.fromkeys(companions, "mask"))
         self.filled = [step for name, step in made.items() if _is_filled(step) and "fill" not in (steps[name] or {})]
 
-    def __call__(self, image: NDArray[Any], label: NDArray[Any], mean: NDArray[np.float32], seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def __call__(
+        self, image: NDArray[Any], maps: Mapping[str, NDArray[Any]], mean: NDArray[np.float32], seed: int
+    ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         """A patch.
 
         Args:
             image: ``(H, W, C)``, uint8 or float32.
-            label: Codes ``(H, W)`` or shares ``(H, W, K + 1)``.
+            maps: ``label``, codes ``(H, W)`` or shares ``(H, W, K + 1)``, and the companions, codes ``(H, W, R)`` or shares ``(H, W, K)``.
             mean: What the image is filled with, ``(C,)``.
             seed: Says all that is drawn.
 
@@ -192,12 +221,19 @@ class ImagePipeline:
             step.fill = tuple(fill) if len(fill) > 1 else fill[0]
         # One state for all: of one seed each, transforms would draw the same numbers and mirror just those patches that get other colours.
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        result = self.compose(image=image, mask=label)
+        given = {
+            "mask" if name == "label" else name: values.astype(np.float32) if values.dtype == np.float16 else values for name, values in maps.items()
+        }
+        result = self.compose(image=image, **given)
         if result["image"].shape[:2] != self.patch_size:
             raise ValueError(
                 f"data.pipeline gives {result['image'].shape[:2]} instead of data.patch_size {self.patch_size}. Let it end with a RandomCrop"
             )
-        return np.ascontiguousarray(result["image"]).reshape(*self.patch_size, -1), np.ascontiguousarray(result["mask"])
+        varied = {name: np.ascontiguousarray(result["mask" if name == "label" else name]) for name in maps}
+        for name, values in varied.items():
+            if name != "label":
+                varied[name] = values.reshape(*self.patch_size, -1)
+        return np.ascontiguousarray(result["image"]).reshape(*self.patch_size, -1), varied
 
 
 _DONE_ELSEWHERE = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2")

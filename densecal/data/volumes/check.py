@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from densecal.data.card import DataCard
 from densecal.data.layouts import Case
-from densecal.data.validate import BadFileError, CaseFacts, Problem, check_present, first_line
+from densecal.data.validate import BadFileError, CaseFacts, Problem, check_present, check_shares, first_line
 from densecal.data.volumes.nifti import corner_shift, read_nifti
 
 __all__ = ["inspect"]
@@ -48,6 +48,18 @@ def inspect(case: Case, card: DataCard) -> CaseFacts:
         facts.label_voxels, facts.ignored_voxels = _count_labels(label, card)
     except BadFileError as error:
         facts.problems.append(Problem(case.id, case.label, str(error)))
+    for companion in case.companions:
+        for file in companion.files:
+            try:
+                volume = _read(file, case, card)
+                if images:
+                    _check_same_grid(images[0], volume, case.image[0].name)
+                if companion.shares:
+                    check_shares(volume.get_fdata(dtype=np.float32))
+                else:
+                    _count_labels(volume, card)
+            except BadFileError as error:
+                facts.problems.append(Problem(case.id, file, str(error)))
     return facts
 
 

@@ -18,6 +18,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import (
     Affine,
+    CastToTyped,
     ClipIntensityPercentilesd,
     Compose,
     EnsureChannelFirstd,
@@ -39,7 +40,7 @@ from torch import Tensor
 
 from densecal.checks import plain
 from densecal.data.card import DataCard
-from densecal.data.layouts import Case
+from densecal.data.layouts import Case, Companion
 
 __all__ = ["VolumeLoading", "eval_transforms", "load_image", "prepare_transforms", "restore", "train_transforms"]
 
@@ -51,26 +52,36 @@ class VolumeLoading:
     """Volumes for training and testing; see :class:`densecal.data.medium.Loading`."""
 
     def __init__(self, card: DataCard, *, train: bool) -> None:
-        need_foreground = train and card.foreground_fraction is not None
-        self.prepare = Compose([prepare_transforms(card), *([ForegroundVoxelsd(card)] if need_foreground else [])])
-        self.draw = train_transforms(card)
-        self.decode = DecodeLabeld(card)
+        self.card = card
+        self.need_foreground = train and card.foreground_fraction is not None
+        self._draws: dict[tuple[str, ...], Compose] = {}  # by the names of the companions
 
     def load(self, case: Case) -> dict[str, Tensor]:
-        data: dict[str, Any] = self.prepare({"image": [str(path) for path in case.image], "label": str(case.label)})
+        steps: list[Transform] = [prepare_transforms(self.card, companions=case.companions)]
+        if self.need_foreground:
+            steps.append(ForegroundVoxelsd(self.card))
+        files = {companion.name: [str(path) for path in companion.files] for companion in case.companions}
+        data: dict[str, Any] = Compose(steps)({"image": [str(path) for path in case.image], "label": str(case.label), **files})
         spacing = torch.as_tensor(data["image"].pixdim, dtype=torch.float32)
-        return {name: plain(data[name]).contiguous() for name in ("image", "label", "foreground") if name in data} | {"spacing": spacing}
+        return {name: plain(data[name]).contiguous() for name in ("image", "label", "foreground", *files) if name in data} | {"spacing": spacing}
 
     def patch(self, item: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-        self.draw.set_random_state(seed=seed)
-        return self._finished(item, self.draw)
+        names = _companions_in(item)
+        if names not in self._draws:
+            self._draws[names] = train_transforms(self.card, companions=names)
+        self._draws[names].set_random_state(seed=seed)
+        return self._finished(item, self._draws[names])
 
     def whole(self, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self._finished(item, self.decode)
+        return self._finished(item, DecodeLabeld(self.card, _companions_in(item)))
 
     def _finished(self, item: dict[str, Tensor], transform: Transform) -> dict[str, Tensor]:
         data: dict[str, Any] = transform({name: value for name, value in item.items() if name != "spacing"})
-        return {name: plain(data[name]).contiguous() for name in ("image", "label")} | {"spacing": item["spacing"]}
+        return {name: plain(data[name]).contiguous() for name in ("image", "label", *_companions_in(item))} | {"spacing": item["spacing"]}
+
+
+def _companions_in(item: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return tuple(name for name in item if name not in ("image", "label", "foreground", "spacing"))
 
 
 def eval_transforms(card: DataCard, *, label: bool = True) -> Compose:
@@ -116,10 +127,14 @@ def restore(probabilities: Tensor, image: MetaTensor, transform: Compose) -> Ten
     return plain(invert({"prediction": prediction, "image": image})["prediction"])
 
 
-def prepare_transforms(card: DataCard, *, label: bool = True) -> Compose:
-    """The part without randomness: ``image`` float32 ``(C, X, Y, Z)``, ``label`` uint8 ``(1, X, Y, Z)`` holding class + 1, or soft float32 ``(K, X, Y, Z)``."""
-    keys = ["image", "label"] if label else ["image"]
-    modes = ["bilinear", "bilinear" if card.soft_labels else "nearest"][: len(keys)]
+def prepare_transforms(card: DataCard, *, label: bool = True, companions: Sequence[Companion] = ()) -> Compose:
+    """The part without randomness: ``image`` float32 ``(C, X, Y, Z)``, ``label`` uint8 ``(1, X, Y, Z)`` holding class + 1, or soft float32 ``(K, X, Y, Z)``.
+
+    Companions of the label become like it: label maps uint8 ``(R, X, Y, Z)``, shares float16 ``(K, X, Y, Z)``.
+    """
+    shares = {"label": card.soft_labels, **{companion.name: companion.shares for companion in companions}} if label else {}
+    keys = ["image", *shares]
+    modes = ["bilinear", *("bilinear" if of_shares else "nearest" for of_shares in shares.values())]
     steps: list[Transform] = [
         LoadImaged(keys, reader="NibabelReader", dtype=np.float32),
         EnsureChannelFirstd(keys),
@@ -130,27 +145,34 @@ def prepare_transforms(card: DataCard, *, label: bool = True) -> Compose:
     if card.normalisation != "none":
         steps.append(NormalizeIntensityd("image", nonzero=card.normalisation == "zscore_nonzero", channel_wise=True))
     if label:
-        steps.append(SameGridd())
+        steps.append(SameGridd([*shares]))
     if card.orientation is not None:
         steps.append(Orientationd(keys, axcodes=card.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))))
     if card.spacing is not None:
         steps.append(Spacingd(keys, pixdim=card.spacing, mode=modes, padding_mode="border"))
     if label:
         steps.append(EncodeLabeld(card))
+    for companion in companions:
+        steps.append(CastToTyped(companion.name, dtype=torch.float16) if companion.shares else EncodeLabeld(card, companion.name))
     return Compose(steps)
 
 
-def train_transforms(card: DataCard) -> Compose:
+def train_transforms(card: DataCard, *, companions: Sequence[str] = ()) -> Compose:
     """One training patch from the result of ``prepare_transforms``.
 
     Intensities are varied before the patch is padded, so padding is always 0 in the image and "no label" in the label.
+
+    Args:
+        card: Says what is drawn.
+        companions: Names of the companions that items hold.
 
     Returns:
         Transform to ``image`` float32 ``(C, *patch_size)`` and ``label`` int64 ``(1, *patch_size)`` or soft float32 ``(K, *patch_size)``. Its draws follow from
         ``set_random_state(seed)`` alone.
     """
     a = card.augmentation
-    steps: list[Transform] = [RandCropd(card)]
+    keys = ["image", "label", *companions]
+    steps: list[Transform] = [RandCropd(card, keys)]
     if card.augment:
         if a.bias_probability and a.bias:
             steps.append(RandBiasFieldd("image", prob=a.bias_probability, degree=3, coeff_range=(-a.bias, a.bias)))
@@ -158,65 +180,68 @@ def train_transforms(card: DataCard) -> Compose:
             steps.append(RandAdjustContrastd("image", prob=a.contrast_probability, gamma=(a.contrast[0], a.contrast[1]), retain_stats=True))
         if a.noise_probability and a.noise:
             steps.append(RandGaussianNoised("image", prob=a.noise_probability, std=a.noise, sample_std=True))
-    steps.append(RandFitd(card))
+    steps.append(RandFitd(card, keys))
     if card.augment:
-        steps += [RandFlipd(["image", "label"], prob=0.5, spatial_axis=axis) for axis in a.flip_axes]
-    return Compose([*steps, DecodeLabeld(card)])
+        steps += [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in a.flip_axes]
+    return Compose([*steps, DecodeLabeld(card, companions)])
 
 
 class SameGridd(MapTransform):
-    """Give the label the affine of the image, so that both are resampled alike; validation allows a tenth of a voxel between them."""
-
-    def __init__(self) -> None:
-        super().__init__("label")
+    """Give what is on the image's grid its affine, so that all are resampled alike; validation allows a tenth of a voxel between them."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        if item["label"].shape[1:] != item["image"].shape[1:]:
-            raise ValueError(f"the label has the shape {tuple(item['label'].shape[1:])}, but the image has {tuple(item['image'].shape[1:])}")
-        item["label"].affine = item["image"].affine
+        for key in self.keys:
+            if item[key].shape[1:] != item["image"].shape[1:]:
+                raise ValueError(f"{key} has the shape {tuple(item[key].shape[1:])}, but the image has {tuple(item['image'].shape[1:])}")
+            item[key].affine = item["image"].affine
         return item
 
 
 class EncodeLabeld(MapTransform):
     """Label values as stored -> class + 1, 0 for none, as uint8 (int16 for 255 classes and more). Soft labels stay floats."""
 
-    def __init__(self, card: DataCard) -> None:
-        super().__init__("label")
-        self.classes, self.ignore_index, self.soft = len(card.classes), card.ignore_index, card.soft_labels
+    def __init__(self, card: DataCard, key: str = "label") -> None:
+        super().__init__(key)
+        self.classes, self.ignore_index, self.soft = len(card.classes), card.ignore_index, card.soft_labels and key == "label"
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        label = plain(item["label"])
+        for key in self.keys:
+            item[key] = self._encoded(plain(item[key]), key)
+        return item
+
+    def _encoded(self, label: Tensor, key: Hashable) -> Tensor:
         if self.soft:
             if label.shape[0] != self.classes:
-                raise ValueError(f"the soft label has {label.shape[0]} channels, but the card has {self.classes} classes")
-            item["label"] = label
-            return item
+                raise ValueError(f"the soft {key} has {label.shape[0]} channels, but the card has {self.classes} classes")
+            return label
         label = label.round()
         ignored = label == self.ignore_index
         if bool((~ignored & ((label < 0) | (label >= self.classes))).any()):
-            raise ValueError(f"the label has values outside the card's classes 0 to {self.classes - 1}")
-        item["label"] = torch.where(ignored, 0, label + 1).to(torch.uint8 if self.classes < 255 else torch.int16)
-        return item
+            raise ValueError(f"{key} has values outside the card's classes 0 to {self.classes - 1}")
+        return torch.where(ignored, 0, label + 1).to(torch.uint8 if self.classes < 255 else torch.int16)
 
 
 class DecodeLabeld(MapTransform):
     """Class + 1 -> class, 0 -> ``ignore_index``, int64. Soft labels are divided by their sum, which interpolation at the border has lowered, or set to 0 below 1/2."""
 
-    def __init__(self, card: DataCard) -> None:
-        super().__init__("label")
-        self.ignore_index, self.soft = card.ignore_index, card.soft_labels
+    def __init__(self, card: DataCard, companions: Sequence[str] = ()) -> None:
+        super().__init__(["label", *companions])
+        self.ignore_index = card.ignore_index
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        label = plain(item["label"])
-        if self.soft:
-            total = label.sum(dim=0, keepdim=True)
-            item["label"] = torch.where(total > 0.5, label / total.clamp(min=0.5), 0.0)
-        else:
-            code = label.round().long()
-            item["label"] = torch.where(code == 0, self.ignore_index, code - 1)
+        for key in self.keys:
+            label = plain(item[key])
+            if not label.is_floating_point():
+                code = label.long()
+                item[key] = torch.where(code == 0, self.ignore_index, code - 1)
+            elif key == "label":
+                total = label.sum(dim=0, keepdim=True)
+                item[key] = torch.where(total > 0.5, label / total.clamp(min=0.5), 0.0)
+            else:
+                item[key] = label.float()
         return item
 
 
@@ -245,8 +270,8 @@ class RandCropd(MapTransform, Randomizable):
     Adds ``pad``: what is missing before and after along each axis. Where the volume is larger than the patch the patch lies inside it, else it is centred.
     """
 
-    def __init__(self, card: DataCard) -> None:
-        super().__init__(["image", "label"])
+    def __init__(self, card: DataCard, keys: Sequence[str] = ("image", "label")) -> None:
+        super().__init__(keys)
         self.patch, self.fraction = tuple(card.patch_size), card.foreground_fraction
         self.margin = _margin(card)
         self.start: tuple[int, ...] = (0, 0, 0)
@@ -278,12 +303,14 @@ class RandCropd(MapTransform, Randomizable):
 
 
 class RandFitd(MapTransform, Randomizable):
-    """Pad what :class:`RandCropd` cut out and bring it to the patch size, sometimes rotated and scaled about its centre (in voxels)."""
+    """Pad what :class:`RandCropd` cut out and bring it to the patch size, sometimes rotated and scaled about its centre (in voxels).
 
-    def __init__(self, card: DataCard) -> None:
-        super().__init__(["image", "label"])
+    Label maps take the nearest value. Image and label are padded with zeros; shares of a companion go on as at the border, so that none is lowered by what is beyond it.
+    """
+
+    def __init__(self, card: DataCard, keys: Sequence[str] = ("image", "label")) -> None:
+        super().__init__(keys)
         self.patch, self.margin = tuple(card.patch_size), _margin(card)
-        self.modes: dict[Hashable, str] = {"image": "bilinear", "label": "bilinear" if card.soft_labels else "nearest"}
         self.probability = card.augmentation.affine_probability if card.augment else 0.0
         self.angle, self.scale = math.radians(card.augmentation.rotate), card.augmentation.scale
         self.affine: tuple[list[float], list[float]] | None = None
@@ -299,13 +326,17 @@ class RandFitd(MapTransform, Randomizable):
         pad = [n for before_after in reversed(item.pop("pad")) for n in before_after]  # torch counts axes from the last
         centre = tuple(slice(m, m + p) for m, p in zip(self.margin, self.patch, strict=True))
         for key in self.keys:
-            padded = torch.nn.functional.pad(plain(item[key]), pad)
+            values = plain(item[key])
+            nearest = not values.is_floating_point()
+            beyond = "constant" if nearest or key in ("image", "label") else "replicate"
+            padded = torch.nn.functional.pad(values if nearest else values.float(), pad, mode=beyond)
             if self.affine is None:
                 item[key] = padded[(slice(None), *centre)]
             else:
                 rotate, scale = self.affine
                 turn = Affine(rotate_params=rotate, scale_params=scale, spatial_size=self.patch, padding_mode="zeros", image_only=True)
-                item[key] = plain(turn(padded.float(), mode=self.modes[key]))  # type: ignore[arg-type]
+                turned = plain(turn(padded.float(), mode="nearest" if nearest else "bilinear"))  # type: ignore[arg-type]
+                item[key] = turned.round().to(values.dtype) if nearest else turned
         return item
 
 
