@@ -18,9 +18,11 @@ from pictures import make_scenes
 from PIL import Image
 from volumes import blob, save
 
+from densecal.data import PredictionFolder
 from densecal.data.card import load_card, override_card
+from densecal.data.card_labels import CardLabels
 from densecal.data.medium import medium_of
-from densecal.inference import Prediction, Predictor, write_prediction
+from densecal.inference import Prediction, Predictor, RunCases, cases_of_split, write_prediction
 
 
 class Set(NamedTuple):
@@ -110,6 +112,7 @@ def test_ignored_pixels_are_in_no_region(run_of_scenes):
     assert summary(run_of_scenes)["pooled"]["all"]["num_voxels"] == pixels
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_a_region_goes_on_to_the_same_numbers(scenes, run_of_scenes, tmp_path):
     output = tmp_path / "runs"
     assert train(scenes, output, "trainer.max_epochs=2", die_in="validation") == -signal.SIGKILL
@@ -119,20 +122,28 @@ def test_a_killed_run_on_a_region_goes_on_to_the_same_numbers(scenes, run_of_sce
 
 
 @pytest.mark.parametrize("kind", ["scenes", "blobs"])
-def test_a_run_and_its_saved_probabilities_agree(kind, request, tmp_path):
-    """Labels of a folder need no setting: the file beside the probabilities says what the regions are made of. A card is told the same as in training."""
+def test_saved_probabilities_are_read_as_the_run_has_them(kind, request):
+    """From labels in a folder, where the file beside the probabilities says what the regions are made of, and from a card that is told the same as in training."""
     data, run = request.getfixturevalue(kind), request.getfixturevalue(f"run_of_{kind}")
-    labels = [f"labels={data.root / 'labels'}"] if kind == "scenes" else [f"data={data.card}", f"data.root={data.root}", data.settings[0]]
-    models = [f"run={{trained: {run}}}", f"predictions={{saved: {run / 'predictions'}}}"]
+    predictor = Predictor.from_run(run)
+    _, cases = cases_of_split(predictor.card, "test")
+    of_run = RunCases(predictor, cases, predictor.card)
+    for labels in (data.root / "labels", CardLabels(predictor.card, cases, data.root)):
+        saved = PredictionFolder(run / "predictions", labels)
+        assert (saved.class_names, saved.activation) == (predictor.card.schema.names, "sigmoid")
+        assert saved.case_ids == of_run.case_ids
+        for case_id in saved.case_ids:
+            torch.testing.assert_close(saved[case_id].probs, of_run[case_id].probs, atol=1e-6, rtol=0)
+            assert torch.equal(saved[case_id].label, of_run[case_id].label)
+
+
+def test_saved_probabilities_of_regions_are_evaluated_without_a_setting(blobs, run_of_blobs, tmp_path):
     log, output = tmp_path / "log.txt", tmp_path / "out"
-    settings = [*models, *labels, f"output={output}", "strict=false", "device=cpu", "replicates=0"]
-    assert run_command("evaluate", settings, log) == 0, log.read_text()
-    before = summary(run)
-    for name in ("trained", "saved"):
-        found = summary(output / name)
-        assert found["pooled"]["all"] == pytest.approx(before["pooled"]["all"], abs=1e-6)
-        assert [entry["name"] for entry in found["classes"]] == [entry["name"] for entry in before["classes"]]
-        assert found["mean"]["dice"] == pytest.approx(before["mean"]["dice"], abs=1e-6)
+    folders = [f"predictions={run_of_blobs / 'predictions'}", f"labels={blobs.root / 'labels'}", "strict=false"]  # there are labels of other splits
+    assert run_command("evaluate", [*folders, f"output={output}", "device=cpu", "replicates=0"], log) == 0, log.read_text()
+    before, found = summary(run_of_blobs), summary(output)
+    assert found["pooled"]["all"] == pytest.approx(before["pooled"]["all"], abs=1e-6)
+    assert found["mean"] == pytest.approx(before["mean"], abs=1e-6)
 
 
 def test_predicted_images_of_a_region(scenes, run_of_scenes, tmp_path):

@@ -61,7 +61,7 @@ def test_a_task_is_given_regions_made_of_what_the_loaders_give(make_set: Callabl
 
 def test_patches_are_centred_on_a_region(make_set: Callable[..., DataCard]) -> None:
     """The structure is what is in a region, not what is in any class but the background."""
-    card = make_set(4, regions={"right": [2]}, foreground_fraction=1.0, patch_size=[3, 3, 3], augment=False)
+    card = make_set(8, regions={"right": [2]}, foreground_fraction=1.0, patch_size=[3, 3, 3], augment=False)
     for batch in epoch(SegmentationData(card, check=False, progress=False), 0):
         assert (batch["label"][:, 0].flatten(1) == 2).any(1).all()
 
