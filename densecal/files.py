@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["name_in_file", "write_atomically"]
+
+
+def name_in_file(name: str) -> str:
+    """A name as part of a file's: everything but letters, digits, dots and hyphens becomes an underscore.
+
+    Example:
+        >>> name_in_file("tumour, whole")
+        'tumour_whole'
+    """
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from densecal.labels import LabelSchema
 
-__all__ = ["as_array", "gray", "label_overlay", "paint_classes", "paint_ignored", "shown", "to_uint8"]
+__all__ = ["as_array", "gray", "label_overlay", "paint_ignored", "paint_label", "shown", "to_uint8"]
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _STRIPES = (0.5, 0.62)
@@ -22,12 +22,12 @@ def label_overlay(image: Any, label_map: Any, schema: LabelSchema) -> NDArray[np
     """A label map in the palette over its image, at the image's size, as a report shows it.
 
     Each class has a translucent fill and a solid outline over the image in grey: two sources of colour could not be told apart. The background is left as it is,
-    and so are labels that are no class; ignored pixels are striped in grey.
+    and so are labels that are no class; ignored pixels are striped in grey. Of regions that overlap the smaller one is on top, and each has its outline.
 
     Args:
         image: ``(H, W)``, or colour ``(H, W, 3)`` as red, green, blue. uint8 is shown as it is, any other type from its 0.5th to its 99.5th percentile.
-        label_map: Reference or predicted classes, ``(H, W)``, integer.
-        schema: Classes, background, ``ignore_index`` and palette.
+        label_map: Reference or predicted classes, ``(H, W)``, integer; of regions one map each, ``(R, H, W)``, 1 inside and 0 outside.
+        schema: Classes, background, ``ignore_index`` and palette; or regions.
 
     Returns:
         ``(H, W, 3)``, uint8, red, green, blue.
@@ -42,12 +42,15 @@ def label_overlay(image: Any, label_map: Any, schema: LabelSchema) -> NDArray[np
         ((2, 3, 3), [77, 38, 77])
     """
     image, label_map = as_array(image), as_array(label_map)
-    if label_map.ndim != 2 or image.shape not in (label_map.shape, (*label_map.shape, 3)):
+    channels = () if schema.activation == "softmax" else (schema.num_classes,)
+    size = label_map.shape[len(channels) :]
+    if label_map.shape[: len(channels)] != channels or len(size) != 2 or image.shape not in (size, (*size, 3)):
+        wanted = "(H, W)" if not channels else f"({schema.num_classes}, H, W)"
         raise ValueError(
-            f"Expected `image` (H, W) or (H, W, 3) and `label_map` (H, W) of the same size, but got {image.shape} and {label_map.shape}. "
-            "Move a channel axis from the front to the end."
+            f"Expected `image` (H, W) or (H, W, 3) and `label_map` {wanted} of the same size, but got {image.shape} and {label_map.shape}. "
+            "Move a channel axis of the image from the front to the end."
         )
-    return to_uint8(paint_classes(gray(shown(image)), label_map, schema))
+    return to_uint8(paint_label(gray(shown(image)), label_map, schema))
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -74,14 +77,27 @@ def gray(picture: np.ndarray) -> np.ndarray:
     return picture if picture.ndim == 2 else picture @ _LUMA
 
 
-def paint_classes(base: np.ndarray, classes: np.ndarray, schema: LabelSchema) -> np.ndarray:
-    """Fill and outline of the foreground classes over a grey picture ``(rows, columns)``; ``(rows, columns, 3)``, 0 to 1."""
+def paint_label(base: np.ndarray, label: np.ndarray, schema: LabelSchema) -> np.ndarray:
+    """Fill and outline of the foreground classes ``(rows, columns)``, or of regions ``(R, rows, columns)``, over a grey picture; ``(rows, columns, 3)``, 0 to 1."""
+    if schema.activation == "sigmoid":
+        return _paint_regions(base, label, schema)
     palette = np.array(schema.palette, dtype=np.float32) / 255
-    inside = np.isin(classes, schema.foreground)
-    share = inside * np.float32(_SHARE[schema.background is not None])
-    share[inside & _outline(classes)] = 1
-    result = base[..., None] * (1 - share[..., None]) + palette[np.where(inside, classes, 0)] * share[..., None]
-    return paint_ignored(result, classes == schema.ignore_index)
+    inside = np.isin(label, schema.foreground)
+    share = inside * np.float32(_SHARE[schema.has_structure])
+    share[inside & _outline(label)] = 1
+    result = base[..., None] * (1 - share[..., None]) + palette[np.where(inside, label, 0)] * share[..., None]
+    return paint_ignored(result, label == schema.ignore_index)
+
+
+def _paint_regions(base: np.ndarray, maps: np.ndarray, schema: LabelSchema) -> np.ndarray:
+    palette = np.array(schema.palette, dtype=np.float32) / 255
+    inside, share = maps == 1, np.float32(_SHARE[True])
+    result = np.repeat(base[..., None], 3, axis=2)
+    for r in np.argsort(-inside.sum((1, 2)), kind="stable"):
+        result[inside[r]] = base[inside[r], None] * (1 - share) + palette[r] * share
+    for r, region in enumerate(inside):
+        result[region & _outline(region)] = palette[r]
+    return paint_ignored(result, (maps == schema.ignore_index).any(0))
 
 
 def paint_ignored(picture: np.ndarray, ignored: np.ndarray) -> np.ndarray:

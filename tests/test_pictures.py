@@ -50,3 +50,24 @@ def test_label_overlay_draws_thicker_lines_in_larger_pictures():
 def test_label_overlay_errors(shape):
     with pytest.raises(ValueError, match=r"Expected `image` \(H, W\) or \(H, W, 3\) and `label_map` \(H, W\) of the same size"):
         label_overlay(np.zeros(shape), np.zeros((4, 5), np.int64), STREET)
+
+
+REGIONS = LabelSchema(("core", "whole"), 255, None, ((200, 0, 0), (0, 0, 200)), "sigmoid", ((2,), (1, 2)))
+
+
+def test_label_overlay_of_regions_has_the_smaller_on_top_and_every_outline():
+    whole, core = np.zeros((2, 24, 24), np.int64)
+    whole[4:20, 4:20] = 1
+    core[8:16, 8:22] = 1
+    maps = np.stack([core, whole])
+    maps[:, 0] = 255
+    picture = label_overlay(np.full((24, 24), 255, np.uint8), maps, REGIONS)
+    fill = {name: tuple(round(0.45 * c + 0.55 * 255) for c in color) for name, color in zip(REGIONS.names, REGIONS.palette, strict=True)}
+    assert tuple(picture[6, 6]) == fill["whole"]
+    assert tuple(picture[12, 12]) == fill["core"]
+    assert tuple(picture[8, 12]) == (200, 0, 0)
+    assert tuple(picture[12, 19]) == (0, 0, 200)  # the outline of the larger one, within the smaller
+    assert tuple(picture[22, 2]) == (255, 255, 255)
+    assert {tuple(pixel) for pixel in picture[0].tolist()} == {(128, 128, 128), (158, 158, 158)}
+    with pytest.raises(ValueError, match=r"`label_map` \(2, H, W\) of the same size"):
+        label_overlay(np.zeros((24, 24)), core, REGIONS)

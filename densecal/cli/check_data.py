@@ -95,6 +95,11 @@ def _report_set(root: Path, card: DataCard, split: bool) -> int:
         print(f"  labels   {', '.join(shares)}" + (f"; ignored {100 * ignored / (voxels.sum() + ignored):.2f} % of all" if ignored else ""))
         if absent := [name for name, n in zip(card.classes, voxels, strict=True) if n == 0]:
             print(f"  absent   {', '.join(absent)}: no {medium_of(card).element} in any label")
+        regions = dict(zip(card.regions, card.region_counts(voxels), strict=False))
+        if regions:
+            print(f"  regions  {', '.join(f'{name} {100 * n / max(voxels.sum(), 1):.2f} %' for name, n in regions.items())}")
+        if absent := [name for name, n in regions.items() if n == 0]:
+            print(f"  absent   {', '.join(absent)}: no {medium_of(card).element} of its classes in any label")
     if rated := [fact for fact in facts if fact.num_raters]:
         counts, agreement = np.array([fact.num_raters for fact in rated]), np.array([fact.agreement for fact in rated])
         agreement = agreement[np.isfinite(agreement)]

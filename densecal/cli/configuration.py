@@ -11,7 +11,7 @@ import itertools
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from densecal.cli.settings import register_settings
 from densecal.instantiation import accepted, instantiate, parameters
+from densecal.labels import LabelSchema
 from densecal.registry import MODELS, near_matches
 from densecal.resources import configs_dir
 
-__all__ = ["CommandError", "accepted", "build", "command", "given_settings", "prepare_arguments"]
+__all__ = ["CommandError", "accepted", "build", "build_loss", "command", "given_settings", "prepare_arguments"]
 
 _CARD_PATHS: list[str] = []
 """Cards of the user's own that this command line names by their files."""
@@ -169,13 +170,15 @@ def _check_overrides(overrides: list[str], extra: list[str], config_name: str, *
             if override in groups:
                 continue
             line, key = lines[id(override)], override.key_or_group
+            added = override.is_add() or override.is_force_add()
+            filled = not added and _fills(base, key, override)
             if not _has(base, key) and not (override.is_delete() and _constructor_takes(base, key)):
-                added = override.is_add() or override.is_force_add()
                 if not _constructor_takes(base, key) and not (added and _may_grow(base, key.rpartition(".")[0])):
                     raise CommandError(f"Unknown setting {key!r}. {_nearest_key(base, key)}")
-                if not added:
-                    additions[override.input_line or line] = f"++{override.input_line or line}"
-                    line = f"++{line}"
+                filled = not added
+            if filled:
+                additions[override.input_line or line] = f"++{override.input_line or line}"
+                line = f"++{line}"
             settings.append(line)
         _check_constructors(_compose(config_name, chosen + settings + extra))
     return additions
@@ -227,6 +230,13 @@ def _constructor_takes(config: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else None
     return isinstance(node, DictConfig) and "_target_" in node and name in parameters(_locate(node["_target_"], parent))
+
+
+def _fills(config: DictConfig, key: str, override: Override) -> bool:
+    """Whether a mapping is given for one whose names are the user's, and that is empty so far, such as ``data.regions``."""
+    node = OmegaConf.select(config, key) if _has(config, key) else None
+    empty = isinstance(node, DictConfig) and not node and not is_dataclass(OmegaConf.get_type(node))
+    return empty and not override.is_delete() and isinstance(override.value(), dict)
 
 
 def _may_grow(config: DictConfig, parent: str) -> bool:
@@ -335,6 +345,25 @@ def build(node: DictConfig, name: str, **known: Any) -> Any:
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise CommandError(f"{name}: {str(cause).splitlines()[0]}") from cause
+
+
+def build_loss(node: DictConfig, name: str, schema: LabelSchema, **known: Any) -> Any:
+    """:func:`build` a loss, or a part of one, for classes or regions: it is handed their number, the ignored label and the activation, which settings need not say,
+    and must not say otherwise."""
+    of_data = {"activation": schema.activation, "ignore_index": schema.ignore_index, "num_classes": schema.num_classes}
+    for key, said in _said(node, name, of_data):
+        expected = of_data[key.rpartition(".")[2]]
+        if said != expected:
+            raise CommandError(f"{key}: expected {expected}, which is what the data set says, but got {said}. Leave it out.")
+    return build(node, name, **of_data, **known)
+
+
+def _said(node: Any, path: str, names: Container[str]) -> Iterator[tuple[str, Any]]:
+    """Key and value of every setting in a node and the nodes inside it that has one of some names."""
+    for name, value in ((str(key), value) for key, value in node.items()) if isinstance(node, DictConfig) else ():
+        if name in names and value is not None:
+            yield f"{path}.{name}", value
+        yield from _said(value, f"{path}.{name}", names)
 
 
 def given_settings() -> tuple[dict[str, str], list[str]]:

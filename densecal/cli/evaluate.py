@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -42,8 +42,7 @@ class _Model:
 
     Args:
         cases: Its cases.
-        schema: The classes.
-        activation: What made its probabilities.
+        schema: The classes or regions.
         facts: What is known of it, for the report.
         subjects: Case id -> person.
         notes: What a reader must know.
@@ -52,7 +51,6 @@ class _Model:
 
     cases: _Cases
     schema: Any
-    activation: Literal["softmax", "sigmoid"]
     facts: dict[str, Any]
     subjects: Callable[[str], str]
     notes: list[str] = field(default_factory=list)
@@ -115,7 +113,7 @@ def evaluate(config: DictConfig) -> Path:
                 results[name],
                 model.schema,
                 model.facts,
-                telling_examples(results[name], model.cases, model.notes, case_ids) if model.activation == "softmax" else [],  # regions may overlap
+                telling_examples(results[name], model.cases, model.notes, case_ids),
                 notes=model.notes,
                 case_ids=case_ids,
                 baseline=baselines[name],
@@ -215,6 +213,9 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
         chosen = _card(config.data)
         if list(chosen.classes) != list(card.classes):
             raise ValueError(f"data: {path} was trained on the classes {list(card.classes)}, but {chosen.name} has {list(chosen.classes)}.")
+        if chosen.regions and (chosen.schema.names, chosen.schema.regions) != (card.schema.names, card.schema.regions):
+            raise ValueError(f"data: {path} was trained on {_spelled(card)}, but the command line says {_spelled(chosen)}. Leave data.regions out.")
+        chosen = override_card(chosen, {"regions": card.regions})
         other = chosen.name != card.name
         card, split = chosen, split or ("all" if other else None)
     if config.root is not None:
@@ -236,9 +237,13 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
         notes.append(
             f"These are {'training' if name == 'train' else 'validation' if name == 'val' else 'all'} cases: the model has seen them or was chosen by them."
         )
-    return _Model(
-        RunCases(predictor, cases, card), card.schema, "softmax", facts, lambda case_id: subject_of(case_id, card), notes, _stored_shares(path)
-    )
+    return _Model(RunCases(predictor, cases, card), card.schema, facts, lambda case_id: subject_of(case_id, card), notes, _stored_shares(path))
+
+
+def _spelled(card: DataCard) -> str:
+    if not card.regions:
+        return f"the classes {list(card.classes)}"
+    return f"the regions {dict(zip(card.schema.names, card.schema.regions, strict=True))}"
 
 
 def _stored_shares(path: str) -> list[float] | None:
@@ -290,7 +295,7 @@ def saved_model(config: DictConfig, path: str, known_names: Sequence[tuple[str, 
     alike = next((names for names in known_names if len(names) == cases.num_classes), None)
     names = config.classes or cases.class_names or alike or [f"class {c}" for c in range(cases.num_classes)]
     background = config.background if cases.activation == "softmax" else None
-    schema = card.schema if card else LabelSchema(tuple(names), ignore_index=cases.ignore_index, background=background)
+    schema = card.schema if card else LabelSchema(tuple(names), cases.ignore_index, background, activation=cases.activation)
     facts: dict[str, Any] = {
         "title": f"Predictions in {Path(path).name}",
         "split": f"{len(cases.case_ids)} cases with prediction and label",
@@ -301,8 +306,8 @@ def saved_model(config: DictConfig, path: str, known_names: Sequence[tuple[str, 
     }
     if card:
         facts |= {"reference": reference(card), "licence": card.licence or None, "citation": list(card.citation)}
-        return _Model(cases, schema, cases.activation, facts, lambda case_id: subject_of(case_id, card), list(card.notes))
-    return _Model(cases, schema, cases.activation, facts, _subject_finder(config.subject_pattern))
+        return _Model(cases, schema, facts, lambda case_id: subject_of(case_id, card), list(card.notes))
+    return _Model(cases, schema, facts, _subject_finder(config.subject_pattern))
 
 
 def _subject_finder(pattern: str | None) -> Callable[[str], str]:
@@ -318,10 +323,10 @@ def _subject_finder(pattern: str | None) -> Callable[[str], str]:
 def _check_alike(models: Mapping[str, _Model]) -> None:
     (first_name, first), *others = models.items()
     for name, model in others:
-        if model.schema.names != first.schema.names or model.activation != first.activation:
+        if model.schema.names != first.schema.names or model.schema.activation != first.schema.activation:
             raise CommandError(
-                f"Models with the same classes can be compared, but {first_name} has {list(first.schema.names)} ({first.activation}) "
-                f"and {name} {list(model.schema.names)} ({model.activation})."
+                f"Models with the same classes can be compared, but {first_name} has {list(first.schema.names)} ({first.schema.activation}) "
+                f"and {name} {list(model.schema.names)} ({model.schema.activation})."
             )
         if not set(model.cases.case_ids) & set(first.cases.case_ids):
             raise CommandError(f"Models are compared on the same cases, but {first_name} and {name} share none.")
@@ -351,11 +356,10 @@ def _score(
         foreground_radius=config.foreground_radius,
         boundary_width=config.boundary_width,
         boundary_unit=config.boundary_unit,
-        surface_tolerance=None if model.schema.background is None and model.activation == "softmax" else config.surface_tolerance,
+        surface_tolerance=config.surface_tolerance if model.schema.has_structure else None,
         detail=True,
         replicates=config.replicates,
         groups=groups,
-        activation=model.activation,
     ).to(resolve_device(config.device))
     unreadable = []
     description = f"Evaluating {name}".strip()

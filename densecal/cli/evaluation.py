@@ -16,7 +16,7 @@ from tqdm import tqdm
 from densecal.cli.facts import minutes, reference, target_name, training_facts
 from densecal.data import DataCard, PredictedCase, SegmentationData
 from densecal.data.validate import CaseFacts
-from densecal.inference import Predictor, RunCases, write_prediction
+from densecal.inference import Predictor, RunCases, write_description, write_prediction
 from densecal.metrics import ClassPriorBaseline, Evaluation, SegmentationEvaluation, class_prior_baseline
 from densecal.report import Example, write_report
 from densecal.runs import read_record
@@ -46,7 +46,7 @@ def evaluate_run(folder: Path, data: SegmentationData, config: DictConfig, *, ta
         num_bins=config.num_bins,
         foreground_radius=data.card.foreground_radius,
         boundary_width=BOUNDARY_WIDTH,
-        surface_tolerance=None if data.schema.background is None else SURFACE_TOLERANCE,
+        surface_tolerance=SURFACE_TOLERANCE if data.schema.has_structure else None,
         detail=True,
         replicates=1000,
         groups=[case.subject for case in cases.cases],
@@ -58,9 +58,11 @@ def evaluate_run(folder: Path, data: SegmentationData, config: DictConfig, *, ta
         add_case(evaluation, cases.beside_label(index, prediction), index)
     result = evaluation.compute()
     if trainer.is_global_zero:
+        if "probs" in config.predictions:
+            write_description(folder / "predictions", data.card)
         notes = _notes(data.card, split)
         facts = _facts(folder, data, config, split, checkpoint, task, trainer, history)
-        shares = class_shares(data.facts("train"), len(data.card.classes))
+        shares = class_shares(data.facts("train"), data.card)
         baseline = None if shares is None else class_prior_baseline(result, shares)
         page = write_report(
             folder,
@@ -86,13 +88,13 @@ def add_case(evaluation: SegmentationEvaluation, case: PredictedCase, index: int
     evaluation.update(case.probs.unsqueeze(0).to(device), case.label.unsqueeze(0).to(device), torch.tensor([index], device=device), spacing=spacing)
 
 
-def class_shares(facts: Iterable[CaseFacts], num_classes: int) -> list[float] | None:
-    """Share of each class among the labelled voxels of cases; None where there are none."""
-    voxels = np.zeros(num_classes)
+def class_shares(facts: Iterable[CaseFacts], card: DataCard) -> list[float] | None:
+    """Share of each class or region among the labelled voxels of cases; None where there are none."""
+    voxels = np.zeros(len(card.classes))
     for fact in facts:
         if fact.label_voxels.size:
             voxels += fact.label_voxels
-    return (voxels / voxels.sum()).tolist() if voxels.sum() else None
+    return card.region_counts(voxels / voxels.sum()) if voxels.sum() else None
 
 
 def telling_examples(result: Evaluation, cases: Any, notes: list[str], case_ids: Sequence[str] | None = None) -> list[Example]:
@@ -149,6 +151,8 @@ def _facts(
         "title": f"{card.name}: {target_name(config.loss)}",
         "split": which,
         "data set": f"{card.name}" + (f" ({card.modality})" if card.modality else ""),
+        "regions": {name: " + ".join(card.classes[c] for c in classes) for name, classes in zip(card.regions, card.schema.regions, strict=True)}
+        or None,
         "reference": reference(card),
         "cases": {"training": sizes["train"], "validation": sizes["val"], "test": sizes["test"]},
         "licence": card.licence or None,

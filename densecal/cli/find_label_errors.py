@@ -46,6 +46,11 @@ def find_label_errors(config: DictConfig) -> Path:
     try:
         known = None if config.known is None else read_known_errors(Path(config.known))
         cases, schema, facts, notes = _held_out(config) if config.runs is not None else _saved(config)
+        if schema.activation == "sigmoid":
+            raise ValueError(
+                f"{'predictions' if config.runs is None else 'runs'}: expected probabilities of classes that exclude each other, but got those of the regions "
+                f"{list(schema.names)}. Errors are found in label maps, with one class per pixel: train without data.regions."
+            )
         found = cases.problems()
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from None
@@ -149,10 +154,6 @@ def _saved(config: DictConfig) -> tuple[Any, Any, dict[str, Any], list[str]]:
     settings: dict[str, Any] = {str(name): value for name, value in config.items()}
     settings |= {"activation": None, "regions": None, "subject_pattern": None, "split": config.split or "all"}
     model = saved_model(OmegaConf.create(settings), str(config.predictions), [])
-    if model.activation != "softmax":
-        raise ValueError(
-            f"predictions: {config.predictions} holds regions that may overlap; errors are found in label maps, with one class per pixel."
-        )
     title = {"title": f"Labels that look wrong to the predictions in {Path(config.predictions).name}"}
     notes = [
         *model.notes,

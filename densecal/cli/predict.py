@@ -30,9 +30,10 @@ def predict(config: DictConfig) -> None:
     Raises:
         CommandError: What the user can mend.
     """
+    # A mistyped setting need not wait for torch.
     from densecal.data.layouts import case_id_of
     from densecal.data.medium import medium_of
-    from densecal.inference import OUTPUTS, Predictor, resolve_device, write_prediction  # a mistyped setting need not wait for torch
+    from densecal.inference import OUTPUTS, Predictor, resolve_device, write_description, write_prediction
 
     if unknown := [name for name in config.outputs if name not in OUTPUTS]:
         raise CommandError(f"outputs: expected any of {OUTPUTS}, but got {unknown[0]!r}.")
@@ -65,6 +66,8 @@ def predict(config: DictConfig) -> None:
             raise CommandError(f"output: cannot write to {output} ({error.strerror or error}).") from None
         else:
             tqdm.write("  ".join(str(p) for p in written))
+    if "probs" in config.outputs and failed < len(files) and not write_description(output, predictor.card):
+        tqdm.write(f"{output / 'dataset.json'} describes other classes and is left as it is.")
     if failed:
         others = f"; the others are in {output}" if failed < len(files) else ""
         raise CommandError(f"{failed} of {len(files)} {medium.noun}(s) could not be predicted{others}.")

@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections import UserList
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -27,17 +27,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import densecal
-from densecal.cli.configuration import CommandError, accepted, build, given_settings
+from densecal.cli.configuration import CommandError, build, build_loss, given_settings
 from densecal.cli.evaluation import evaluate_run
 from densecal.cli.facts import target_name
 from densecal.data import DataCard, DataProblems, SegmentationData
-from densecal.data.layouts import Companion
 from densecal.data.medium import medium_of
 from densecal.files import write_atomically
 from densecal.inference import Inferer
 from densecal.losses import CompoundLoss
 from densecal.metrics import SegmentationEvaluation
 from densecal.models.pretrained import without_pretrained
+from densecal.ops.activation import probabilities
 from densecal.registry import near_matches
 from densecal.runs import find_checkpoint, find_latest_run, new_run_dir, provenance, read_checkpoint, read_record, write_record
 from densecal.seeds import derive_seed
@@ -115,7 +115,7 @@ def train(config: DictConfig) -> Path:
         assert isinstance(card, DataCard)
         _check_outputs(config, card)
         if config.monitor is None:
-            config.monitor = "val/iou_dataset" if card.background is None else "val/dice"
+            config.monitor = "val/dice" if card.schema.has_structure else "val/iou_dataset"
         L.seed_everything(config.seed, verbose=False)
         teachers = _build_teachers(config, card)
         companions = teachers.companions if teachers else None
@@ -219,7 +219,7 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, teac
         task.make_optimizer([nn.Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
         raise CommandError(f"optimizer: {error}") from None
-    scores = {f"val/{name}" for name in _probe(task, card, data.splits["train"][0].companions)}
+    scores = {f"val/{name}" for name in _probe(task, data)}
     if config.monitor not in scores:
         raise CommandError(f"monitor: no score {config.monitor!r}. {near_matches(config.monitor, scores)}")
     return task
@@ -228,17 +228,16 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, teac
 def _build_loss(config: DictConfig, data: SegmentationData) -> nn.Module:
     """The loss, with its labels perturbed if the config says so."""
     case_ids = UserList(case.id for case in data.splits["train"])  # taken as one thing by OmegaConf, which makes a node of each name of a list
-    loss: nn.Module = build(config.loss, "loss", ignore_index=data.schema.ignore_index, num_classes=data.schema.num_classes, case_ids=case_ids)
+    loss: nn.Module = build_loss(config.loss, "loss", data.schema, case_ids=case_ids)
     if config.get("perturbation"):
         if not isinstance(loss, CompoundLoss):
             raise CommandError(
                 f"perturbation: {type(loss).__name__} is not composed of a target and terms, so there are no labels to perturb. "
                 "Choose a loss of densecal's, or leave perturbation out."
             )
-        options = accepted(config.perturbation._target_, activation=loss.target.activation, ignore_index=loss.ignore_index)
-        make = build(config.perturbation, "perturbation", case_ids=case_ids)
+        make = build_loss(config.perturbation, "perturbation", data.schema, case_ids=case_ids)
         try:
-            loss.replace_target(make(label_target=loss.target, **options))
+            loss.replace_target(make(label_target=loss.target))
         except (TypeError, ValueError) as error:
             raise CommandError(f"perturbation: {error}") from None
     if getattr(loss, "needs_validation", False) and not (data.splits["val"] and config.trainer.get("limit_val_batches") != 0):
@@ -255,8 +254,9 @@ def _max_steps(config: DictConfig) -> int | None:
 
 
 @torch.no_grad()
-def _probe(task: SegmentationTask, card: DataCard, companions: Sequence[Companion]) -> list[str]:
+def _probe(task: SegmentationTask, data: SegmentationData) -> list[str]:
     """Send one empty patch through network, loss and metrics, so that what does not fit shows before the run begins; return the names of the scores."""
+    card = data.card
     image = torch.zeros(1, card.image_channels, *card.patch_size)
     expected = (1, task.schema.num_classes, *card.patch_size)
     task.eval()
@@ -274,7 +274,7 @@ def _probe(task: SegmentationTask, card: DataCard, companions: Sequence[Companio
             "Choose data.patch_size=[...] divisible by the product of the network's strides: 8 for the default unet, 32 for swin_unetr and most encoders of images."
         )
     label_map = torch.zeros(1, 1, *card.patch_size, dtype=torch.long)
-    shares = torch.zeros(expected)
+    shares = torch.zeros(1, len(card.classes), *card.patch_size)
     shares[:, 0] = 1
     batch: dict[str, Any] = {
         "image": image,
@@ -282,17 +282,18 @@ def _probe(task: SegmentationTask, card: DataCard, companions: Sequence[Companio
         "case_index": torch.zeros(1, dtype=torch.long),
         "case_id": ["probe"],
     }
-    for companion in companions:
-        batch[companion.name] = shares if companion.shares else label_map.repeat_interleave(len(companion.files), 1)
+    for companion in data.splits["train"][0].companions:
+        batch[companion.name] = torch.full(expected, 1 / expected[1]) if companion.shares else label_map.repeat_interleave(len(companion.files), 1)
     if medium_of(card).measured:
         batch["spacing"] = torch.ones(1, 3)
     try:
-        task.losses(logits, batch)
+        task.losses(logits, data.on_after_batch_transfer(batch, 0))
     except Exception as error:
         raise CommandError(f"loss: {str(error).splitlines()[0]}") from None
     task.train()
     evaluation = SegmentationEvaluation(task.schema)
-    evaluation.update(logits.softmax(dim=1), shares if card.as_reference().soft else label_map, batch["case_index"])
+    reference = data.on_after_batch_transfer({"label": shares if card.as_reference().soft else label_map}, 0)["label"]
+    evaluation.update(probabilities(logits, task.schema.activation), reference, batch["case_index"])
     return list(evaluation.compute().scalars())
 
 
@@ -367,7 +368,8 @@ def _announce(config: DictConfig, data: SegmentationData, task: SegmentationTask
     card = data.card
     sizes = ", ".join(f"{len(data.splits[name])} {word}" for name, word in (("train", "to train on"), ("val", "to validate"), ("test", "to test")))
     patch = " x ".join(str(n) for n in card.patch_size)
-    print(f"data    {card.name}: {sizes}; patches of {patch} {medium_of(data.card).element}s")
+    regions = f"; regions {', '.join(card.regions)}" if card.regions else ""
+    print(f"data    {card.name}: {sizes}; patches of {patch} {medium_of(data.card).element}s{regions}")
     print(f"model   {config.model._target_.rpartition('.')[2]}, {sum(p.numel() for p in task.model.parameters()) / 1e6:.2f} million parameters")
     around = f", its labels through {target_name(config.perturbation)}" if config.get("perturbation") else ""
     print(f"loss    {target_name(config.loss)}{around}")

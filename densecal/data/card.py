@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from densecal.checks import check_choice, check_non_negative, check_positive
+from densecal.files import name_in_file
 from densecal.labels import DEFAULT_IGNORE_INDEX, LabelSchema
 from densecal.registry import near_matches
 from densecal.resources import cards_dir
@@ -114,7 +116,9 @@ class DataCard:
         split_names: What the set calls the splits that make up ours, as in ``{train: [train, extra], test: [val]}``. A side without a name (or with an empty list) is
             drawn from the training subjects by its fraction; where nothing is named, all are.
         exclude: Case ids to leave out, of files known to be broken for instance.
-        background: Class left out of foreground means, or ``None``.
+        regions: Regions to train on instead of the classes, as in ``{whole: [oedema, core], core: [core]}``: the classes, by name or number, that make up each. They
+            may overlap; a single one, ``{car: [car]}``, is one class against the rest. A network has a channel for each, under a sigmoid.
+        background: Class left out of foreground means, or ``None``. Where there are regions, all of them count.
         ignore_index: Label of pixels without a class; padding gets it too.
         label_encoding: ``"index"``, numbers in grey or palette files, or ``"color"``, the colours of ``palette``. Images only.
         label_values: For each class what stands for it in the files: a number, a range such as ``"128-255"``, or a list of them. Empty where the numbers are the
@@ -187,6 +191,7 @@ class DataCard:
     case_lists: str | None = None
     split_names: dict[str, list[str]] = field(default_factory=dict)
     exclude: list[str] = field(default_factory=list)
+    regions: dict[str, list[Any]] = field(default_factory=dict)
     background: int | None = 0
     ignore_index: int = DEFAULT_IGNORE_INDEX
     palette: list[list[int]] = field(default_factory=list)
@@ -240,7 +245,8 @@ class DataCard:
             colors = getattr(self, name)
             if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in colors):
                 raise ValueError(f"Expected each colour of `{name}` to be [red, green, blue] of 0 to 255, but got {colors}.")
-        self.schema  # noqa: B018  (checks classes, background, ignore_index and palette)
+        self.class_schema  # noqa: B018  (checks classes, background, ignore_index and palette)
+        self._check_regions()
         dims = self.spatial_dims
         if dims not in (2, 3):
             raise ValueError(
@@ -412,6 +418,31 @@ class DataCard:
                     raise ValueError(f"Expected every number to have one meaning, but {number} in label files stands for {names[1]} and {names[0]}.")
         return meaning
 
+    def _check_regions(self) -> None:
+        for name, classes in self.regions.items():
+            if not classes:
+                raise ValueError(f"Expected `regions.{name}` to hold at least one of the classes {list(self.classes)}, but got none.")
+            for entry in classes:
+                if isinstance(entry, bool) or entry not in (*self.classes, *range(len(self.classes))):
+                    near = near_matches(str(entry), self.classes)
+                    raise ValueError(f"`regions.{name}`: no class {entry!r}. {near} Or give a number of 0 to {len(self.classes) - 1}.")
+        for name, members in zip(self.regions, self._members(), strict=True):
+            if len(set(members)) < len(members):
+                raise ValueError(f"Expected every class of `regions.{name}` once, but got {list(self.regions[name])}.")
+            if len(members) == len(self.classes):
+                raise ValueError(f"Expected `regions.{name}` to leave a class outside, but got all of them.")
+        if reserved := [name for name in self.regions if name.lower() in ("background", "ignore")]:
+            raise ValueError(f"Expected names of `regions` other than {reserved[0]!r}, which means what is in none of them or not labelled.")
+        files = [name_in_file(name) for name in self.regions]
+        if len(set(files)) < len(files):
+            raise ValueError(f"Expected names of `regions` that make different file names, but got {list(self.regions)}.")
+
+    def _members(self) -> tuple[tuple[int, ...], ...]:
+        """The classes of each region, by number."""
+        return tuple(
+            tuple(self.classes.index(entry) if isinstance(entry, str) else int(entry) for entry in classes) for classes in self.regions.values()
+        )
+
     @property
     def label_patterns(self) -> list[str]:
         """Where labels lie: ``label_files``, or ``rater_files`` where there are several raters."""
@@ -434,8 +465,31 @@ class DataCard:
 
     @property
     def schema(self) -> LabelSchema:
-        """Names, numbers and colours of the classes."""
+        """Names, numbers and colours of what a network tells apart: the classes or, where there are such, the regions."""
+        if not self.regions:
+            return self.class_schema
+        return LabelSchema(tuple(self.regions), self.ignore_index, None, activation="sigmoid", regions=self._members())
+
+    @property
+    def class_schema(self) -> LabelSchema:
+        """Names, numbers and colours of the classes in label files, whatever is trained on."""
         return LabelSchema(tuple(self.classes), self.ignore_index, self.background, tuple((c[0], c[1], c[2]) for c in self.palette))
+
+    @property
+    def structure(self) -> tuple[int, ...]:
+        """Classes that make up the structure before the background: all but that or, where there are regions, those in any of them."""
+        return tuple(sorted({c for members in self._members() for c in members})) if self.regions else self.class_schema.foreground
+
+    def region_counts(self, counts: Sequence[float] | NDArray[Any]) -> list[float]:
+        """Numbers by class as numbers by what a network tells apart: of a region, the sum over its classes.
+
+        Example:
+            >>> card = DataCard("mri", ["rest", "core", "oedema"], regions={"core": [1], "whole": ["core", "oedema"]}, patch_size=[64, 64])
+            >>> card.region_counts([90, 4, 6])
+            [4.0, 10.0]
+        """
+        values = [float(count) for count in counts]
+        return [sum(values[c] for c in members) for members in self._members()] if self.regions else values
 
     @property
     def spatial_dims(self) -> int:

@@ -16,6 +16,8 @@ from densecal.data.card import DataCard
 from densecal.data.layouts import Case
 from densecal.data.medium import medium_of
 from densecal.data.raters import mean_of_raters
+from densecal.labels import LabelSchema
+from densecal.ops.region_maps import region_maps
 
 if TYPE_CHECKING:
     from densecal.data.images.labels import LabelReader
@@ -45,19 +47,21 @@ class CardLabels:
         self._reader: LabelReader | None = None
 
     def open(self, path: Path) -> ArrayFile:
-        """A label file as an array: classes ``(*spatial)``, or shares, where ``ignore_index`` marks pixels without a class.
+        """A label file as an array: classes ``(*spatial)``, or shares of the classes or regions, where ``ignore_index`` marks pixels without a class.
 
         Raises:
             Exception: If it cannot be read, or holds something else than the card says.
         """
         if self.card.spatial_dims == 3:
-            return self._mean(path) if self.card.rater_files else open_array(path)
+            file = self._mean(path) if self.card.rater_files else open_array(path)
+            return _of_regions(file, self.card) if self.card.soft and self.card.regions else file
         from densecal.data.images.labels import LabelReader
 
         self._reader = self._reader or LabelReader(self.card)
         label = self._reader.of_case(self._cases[path])
         if self.card.soft:
             shares = np.ascontiguousarray(np.moveaxis(label[..., :-1], -1, 0))  # without the share of "no class"
+            shares = region_maps(torch.from_numpy(shares)[None], self.card.schema)[0].numpy()
             return _Decoded(path, "npy", shares.shape, shares.dtype.name, values=shares)
         classes = np.where(label == 0, self.card.ignore_index, label.astype(np.int64) - 1)
         return _Decoded(path, "image", classes.shape, classes.dtype.name, values=classes)
@@ -84,3 +88,26 @@ class _Decoded(ArrayFile):
     def read(self) -> NDArray[Any]:
         assert self.values is not None
         return np.array(self.values)
+
+
+@dataclass(frozen=True)
+class _Regions(ArrayFile):
+    """Shares of the classes ``(X, Y, Z, K)``, read as those of regions ``(X, Y, Z, R)``."""
+
+    source: ArrayFile | None = None
+    schema: LabelSchema | None = None
+
+    def read(self) -> NDArray[Any]:
+        assert self.source is not None
+        assert self.schema is not None
+        shares = torch.from_numpy(np.array(self.source.read(), dtype=np.float32)).movedim(-1, 0)
+        return region_maps(shares[None], self.schema)[0].movedim(0, -1).numpy()
+
+
+def _of_regions(file: ArrayFile, card: DataCard) -> ArrayFile:
+    if len(file.shape) != 4 or file.shape[3] != len(card.classes):
+        return file  # which then does not fit
+    schema = card.schema
+    return _Regions(
+        file.path, file.format, (*file.shape[:3], schema.num_classes), "float32", affine=file.affine, spacing=file.spacing, source=file, schema=schema
+    )

@@ -134,7 +134,7 @@ def _corrupt(
     """Write the label of a case with an error in it; nothing where no draw changes it."""
     if case.label is None:
         return None
-    medium, schema = medium_of(card), card.schema
+    medium, schema = medium_of(card), card.class_schema
     try:
         label_map, spacing = medium.read_label(case.label, card)
     except Exception as error:

@@ -114,8 +114,8 @@ class Medium(Protocol):
         """
         ...
 
-    def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> Path:
-        """Write a prediction as one of ``outputs``, whole or not at all, and return the file."""
+    def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> list[Path]:
+        """Write a prediction as one of ``outputs``, whole or not at all, and return the file; a file for each region where the format holds one map."""
         ...
 
 

@@ -24,6 +24,7 @@ from densecal.data.layouts import Case, Companion, find_cases
 from densecal.data.medium import medium_of
 from densecal.data.split import split_cases
 from densecal.data.validate import CaseFacts, DataProblems, find_problems, survey
+from densecal.ops.region_maps import region_maps
 
 __all__ = ["SegmentationData"]
 
@@ -34,7 +35,8 @@ class SegmentationData(L.LightningDataModule):
     Batches are dictionaries of plain tensors: ``image`` float32 ``(N, C, *spatial)``; ``label`` int64 ``(N, 1, *spatial)``, or float32 ``(N, K, *spatial)`` for soft
     labels; ``case_index`` int64 ``(N,)``, the position in ``splits[...]``; ``case_id``, a list of strings; of volumes, ``spacing`` float32 ``(N, 3)``, in mm; the
     companions of the cases under their names, int64 ``(N, R, *spatial)`` or float32 ``(N, K, *spatial)``. Training batches hold patches; the others one whole volume or
-    image each, sharded over ranks without repeats.
+    image each, sharded over ranks without repeats. Of a card with regions the loaders give the same, which is smaller, and what a task sees has one map per region,
+    made on its device, see :func:`densecal.ops.region_maps`: a companion's label maps are then ``(N, R, K, *spatial)``.
 
     All randomness follows from (seed, epoch, case id, draw), whatever the number of workers; see :mod:`densecal.data.dataset`.
 
@@ -47,7 +49,7 @@ class SegmentationData(L.LightningDataModule):
 
     Attributes:
         card: The card.
-        schema: Names, numbers and colours of the classes.
+        schema: Names, numbers and colours of the classes, or of the regions.
         root: Folder of the set.
         splits: ``train``, ``val`` and ``test``, each a list of cases sorted by id. With ``card.test_root``, ``test`` is all of that set.
 
@@ -159,6 +161,15 @@ class SegmentationData(L.LightningDataModule):
         rank, world_size = self._place()
         # Cached cases are as good as ready; sending them through a worker would only copy them.
         return self._loader(dataset, ShardSampler(len(dataset), rank=rank, world_size=world_size), 1, 0 if self.card.cache else self.card.num_workers)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Labels as the schema says: regions are made of label maps, those of companions too. Shares of a companion are of what a network tells apart already."""
+        maps = {"label": region_maps(batch["label"], self.schema)}
+        if self.schema.regions:
+            label_maps = {companion.name for cases in self.splits.values() for case in cases for companion in case.companions if not companion.shares}
+            for name in label_maps & batch.keys():
+                maps[name] = torch.stack([region_maps(one.unsqueeze(1), self.schema) for one in batch[name].unbind(1)], dim=1)
+        return {**batch, **maps}
 
     def _loader(self, dataset: CaseDataset, sampler: EpochSampler | ShardSampler, batch_size: int, workers: int) -> DataLoader[dict[str, Any]]:
         return _Loader(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from densecal.data.arrays import one_line
+from densecal.labels import DEFAULT_IGNORE_INDEX
 
-__all__ = ["LabelDescription", "describe_labels", "turns_to_ras"]
+if TYPE_CHECKING:
+    from densecal.data.card import DataCard
+
+__all__ = ["LabelDescription", "describe_labels", "description_of", "turns_to_ras"]
 
 
 @dataclass(frozen=True)
@@ -20,18 +24,21 @@ class LabelDescription:
         names: Class names in the order of their numbers, or names of the regions in the order of their channels.
         regions: Labels that make up each region, or ``None`` where classes exclude each other.
         ignore_index: Label of voxels without a class, if there is one.
+        outside: Labels that are in no region.
     """
 
     names: tuple[str, ...]
     regions: tuple[tuple[int, ...], ...] | None
     ignore_index: int | None
+    outside: tuple[int, ...] = (0,)
 
 
 def describe_labels(predictions: Path, labels: Path) -> LabelDescription | None:
     """What the nearest ``dataset.json`` says of the classes; ``None`` if there is none.
 
     It is looked for in the folder of predictions (for nnU-Net's ``fold_*/validation`` also two folders up), in that of labels, and beside ``labelsTr`` or
-    ``labelsTs``. Version 1's ``{"0": "background"}`` is read as well as version 2's ``{"background": 0}``.
+    ``labelsTs``. Version 1's ``{"0": "background"}`` is read as well as version 2's ``{"background": 0}``. Where ``regions_class_order`` is there or an entry has several
+    labels, the entries are regions; ``"background"`` may then list every label that is in none of them.
 
     Raises:
         ValueError: If it cannot be read, or does not number classes from 0.
@@ -54,13 +61,28 @@ def describe_labels(predictions: Path, labels: Path) -> LabelDescription | None:
         raise ValueError(f'{path}: expected each of "labels" to be a whole number or a list of them, but got {labels_of}.') from None
     ignore = values.pop("ignore", None)
     ignore_index = ignore[0] if ignore else None
-    if any(len(value) > 1 for value in values.values()):
+    if "regions_class_order" in content or any(len(value) > 1 for value in values.values()):
+        outside = values.pop("background", (0,))
         regions = {name: value for name, value in values.items() if set(value) != {0}}
-        return LabelDescription(tuple(regions), tuple(regions.values()), ignore_index)
+        return LabelDescription(tuple(regions), tuple(regions.values()), ignore_index, outside)
     names = sorted(values, key=lambda name: values[name])
     if [values[name] for name in names] != [(n,) for n in range(len(names))]:
         raise ValueError(f'{path}: expected "labels" to number the classes 0 to {len(names) - 1}, but got {labels_of}.')
     return LabelDescription(tuple(names), None, ignore_index)
+
+
+def description_of(card: DataCard) -> str:
+    """What :func:`describe_labels` reads, of the classes or regions of a card: content of a ``dataset.json`` beside predictions."""
+    schema = card.schema
+    content: dict[str, Any] = {"labels": {name: c for c, name in enumerate(schema.names)}}
+    if schema.regions:
+        inside = {c for region in schema.regions for c in region}
+        labels = {"background": [c for c in range(len(card.classes)) if c not in inside]}
+        labels |= {name: list(region) for name, region in zip(schema.names, schema.regions, strict=True)}
+        content = {"labels": labels, "regions_class_order": list(range(1, len(schema.names) + 1))}
+    if schema.ignore_index != DEFAULT_IGNORE_INDEX:
+        content["labels"]["ignore"] = schema.ignore_index
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def turns_to_ras(predictions: Path) -> bool:

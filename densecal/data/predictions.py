@@ -10,6 +10,7 @@ background; version 1 saves the box alone. Regions have one sigmoid channel each
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ AXES = ("auto", "nnunet", "channels_first", "channels_last")
 _NNUNET_KEYS = ("probabilities", "softmax")
 _KEYS = (*_NNUNET_KEYS, "probs")
 _AFFIXES = ("_probs", "_probabilities", "_softmax")
-_COMPANIONS = ("_label", "_confidence")  # what densecal-predict writes beside <case>_probs
+_COMPANION = re.compile(r"(.+)_(?:label|confidence|overlay)(?:_.*)?")
+"""What densecal-predict writes beside ``<case>_probs``; of regions with their names."""
 _SUM = 5e-3
 """Sums of rounded probabilities differ from 1 by up to 5e-4 (float16) or 2e-3 (bfloat16), after an interpolation somewhat more."""
 _WHOLE = 1e-3
@@ -189,10 +191,15 @@ class PredictionFolder:
         use_names = described is not None and regions is None
         self.class_names: tuple[str, ...] | None = described.names if described and use_names else tuple(regions) if regions else None
         if self._card_labels:
-            self.class_names, ignore_index = tuple(self._card_labels.card.classes), self._card_labels.card.ignore_index
+            schema = self._card_labels.card.schema
+            self.class_names, ignore_index = schema.names, schema.ignore_index
         self.regions: tuple[tuple[int, ...], ...] | None = (
             tuple(tuple(int(v) for v in part) for part in regions.values()) if regions else described.regions if described else None
         )
+        self._soft = self._card_labels is not None and self._card_labels.card.soft
+        self._outside: tuple[int, ...] = described.outside if described and use_names else (0,)
+        if self._card_labels and schema.regions:
+            self.regions, self._outside = schema.regions, tuple(range(len(self._card_labels.card.classes)))
         self.activation: Activation = activation or ("sigmoid" if self.regions else "softmax")
         given = DEFAULT_IGNORE_INDEX if described is None or described.ignore_index is None else described.ignore_index
         self.ignore_index = given if ignore_index is None else ignore_index
@@ -357,8 +364,8 @@ class PredictionFolder:
                 continue
             predictions[stem if stem in labels and not prediction_suffix else bare].append(path)
         for stem in [stem for stem in predictions if stem not in labels]:
-            bases = [stem.removesuffix(companion) for companion in _COMPANIONS if stem.endswith(companion)]
-            if any(f"{base}_probs" in stems.values() for base in bases):
+            companion = _COMPANION.fullmatch(stem)
+            if companion and f"{companion[1]}_probs" in stems.values():
                 del predictions[stem]
         return labels, {case_id: files if len(files) == 1 else _best(files) for case_id, files in predictions.items()}
 
@@ -415,7 +422,7 @@ class PredictionFolder:
         shape = label.shape
         if label.format == "nifti":
             shape = (*shape[:3], shape[4]) if len(shape) == 5 and shape[3] == 1 else shape
-            return [(len(shape) == 4 and shape[3] > 1, shape[:3])]
+            return [(len(shape) == 4 and (shape[3] > 1 or self._soft), shape[:3])]
         readings = [(False, shape)]
         same_rank = len(prediction.shape) == len(shape) or _is_nnunet(prediction)
         if len(shape) > 2 and same_rank and (not label.integer or self.activation == "sigmoid"):
@@ -541,7 +548,7 @@ class PredictionFolder:
         label = values.astype(np.int64)
         ignored = label == self.ignore_index
         if self.regions:
-            self._check_labels(label, ignored, sorted({0}.union(*self.regions)), fail)
+            self._check_labels(label, ignored, sorted({*self._outside}.union(*self.regions)), fail)
             parts = np.stack([np.isin(label, part) for part in self.regions]).astype(np.int32)
             parts[:, ignored] = self.ignore_index
             return torch.from_numpy(parts)

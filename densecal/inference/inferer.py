@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densecal.checks import check_choice, plain
+from densecal.ops.activation import Activation, probabilities
 
 __all__ = ["Inferer", "full_resolution", "pad_to"]
 
@@ -97,30 +98,30 @@ class Inferer(ABC):
             As many maps as ``predict`` gives, each ``(N, C, *spatial)``.
         """
 
-    def __call__(self, model: nn.Module, image: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, image: Tensor, *, activation: Activation = "softmax") -> Tensor:
         """Probabilities of an image.
 
         Args:
             model: Network from ``(N, C_in, *spatial)`` to logits ``(N, C, *spatial)``, in evaluation mode.
             image: ``(N, C_in, *spatial)``.
+            activation: What turns logits into probabilities: ``"softmax"``, or ``"sigmoid"`` for regions.
 
         Returns:
-            ``(N, C, *spatial)``, float32, in [0, 1], summing to 1 over C.
+            ``(N, C, *spatial)``, float32, in [0, 1], under softmax summing to 1 over C.
 
         Raises:
-            ValueError: If the image has another number of spatial dims.
+            ValueError: If the image has another number of spatial dims, or ``activation`` is neither.
         """
-        (probs,) = self._mean_of_views(model, image, lambda logits: (logits.softmax(dim=1),))
-        # A weighted mean of distributions sums to 1 up to rounding, which the Gaussian's small weights can make visible.
-        return probs / probs.sum(dim=1, keepdim=True)
+        (probs,) = self._mean_of_views(model, image, lambda logits: (probabilities(logits, activation),))
+        return _without_rounding(probs, activation)
 
-    def with_logits(self, model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+    def with_logits(self, model: nn.Module, image: Tensor, *, activation: Activation = "softmax") -> tuple[Tensor, Tensor]:
         """Probabilities of an image, and the logits averaged with the same weights, both ``(N, C, *spatial)``, from one pass.
 
-        The logits are for what is stated on logits themselves. Their softmax is not the probabilities where windows or views disagree.
+        The logits are for what is stated on logits themselves. Their softmax or sigmoid is not the probabilities where windows or views disagree.
         """
-        probs, logits = self._mean_of_views(model, image, lambda logits: (logits.softmax(dim=1), logits))
-        return probs / probs.sum(dim=1, keepdim=True), logits
+        probs, logits = self._mean_of_views(model, image, lambda logits: (probabilities(logits, activation), logits))
+        return _without_rounding(probs, activation), logits
 
     def _mean_of_views(self, model: nn.Module, image: Tensor, outputs: Predict) -> list[Tensor]:
         if image.ndim != self.spatial_dims + 2:
@@ -145,3 +146,8 @@ class Inferer(ABC):
             for number in range(len(self.flip_axes) + 1):
                 for axes in itertools.combinations(self.flip_axes, number):
                     yield scale, tuple(axis + 2 for axis in axes)
+
+
+def _without_rounding(probs: Tensor, activation: Activation) -> Tensor:
+    """A weighted mean of distributions sums to 1 up to rounding, which the Gaussian's small weights can make visible."""
+    return probs / probs.sum(dim=1, keepdim=True) if activation == "softmax" else probs.clamp(0, 1)

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from densecal.checks import check_choice
 from densecal.data.card import DataCard
 from densecal.data.medium import OpenedImage, medium_of
+from densecal.data.nnunet import description_of
+from densecal.files import write_atomically
 from densecal.inference.inferer import Inferer
 from densecal.instantiation import instantiate
 from densecal.models.pretrained import without_pretrained
+from densecal.ops.activation import most_probable
 from densecal.runs import find_checkpoint, read_checkpoint
 
-__all__ = ["OUTPUTS", "Prediction", "Predictor", "resolve_device", "write_prediction"]
+__all__ = ["OUTPUTS", "Prediction", "Predictor", "resolve_device", "write_description", "write_prediction"]
 
 OUTPUTS = ("label", "probs", "soft_label", "confidence", "confidence_png", "overlay")
 """What a prediction can be written as; the last two are for images."""
@@ -32,9 +35,9 @@ class Prediction:
     """What a network says about one image file.
 
     Args:
-        probs: ``(C, *spatial)``, float32, on the grid of the file.
+        probs: ``(C, *spatial)`` of classes or regions, float32, on the grid of the file.
         source: The file: the image as the network saw it (normalised, maybe resampled), and the grid of the file.
-        card: How the file was read; it names and colours the classes.
+        card: How the file was read; it names and colours the classes or regions.
     """
 
     probs: Tensor
@@ -43,13 +46,13 @@ class Prediction:
 
     @property
     def label_map(self) -> Tensor:
-        """Most probable class ``(*spatial)``, int64."""
-        return self.probs.argmax(dim=0)
+        """Most probable class ``(*spatial)``, int64; of regions ``(R, *spatial)``, 1 inside and 0 outside."""
+        return most_probable(self.probs, self.card.schema.activation, dim=0)[0]
 
     @property
     def confidence(self) -> Tensor:
-        """Probability of that class ``(*spatial)``, in [1/C, 1]."""
-        return self.probs.amax(dim=0)
+        """Probability of that class ``(*spatial)``, in [1/C, 1]; of being inside or outside ``(R, *spatial)``, in [1/2, 1]."""
+        return most_probable(self.probs, self.card.schema.activation, dim=0)[1]
 
 
 class Predictor:
@@ -96,7 +99,7 @@ class Predictor:
         config = OmegaConf.create(content["densecal"]["config"])
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(card, DataCard)
-        known: dict[str, Any] = {"in_channels": card.image_channels, "num_classes": len(card.classes), "spatial_dims": card.spatial_dims}
+        known: dict[str, Any] = {"in_channels": card.image_channels, "num_classes": card.schema.num_classes, "spatial_dims": card.spatial_dims}
         known |= without_pretrained(hydra.utils.get_object(config.model._target_))
         model = instantiate(config.model, **known)
         weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")}
@@ -138,7 +141,7 @@ class Predictor:
             )
         if bad := int((~torch.isfinite(image)).sum()):
             raise ValueError(f"{names}: holds {bad} NaN or infinite {medium.element}(s). Replace them, with np.nan_to_num for example.")
-        probs = self.window(self.model, image.unsqueeze(0).to(self.device))[0].cpu()
+        probs = self.window(self.model, image.unsqueeze(0).to(self.device), activation=self.card.schema.activation)[0].cpu()
         return Prediction(source.restore(probs), source, self.card)
 
 
@@ -170,8 +173,11 @@ def write_prediction(prediction: Prediction, folder: Path, case_id: str, outputs
 
     A ``soft_label`` holds the probabilities in half the space of ``probs``, off by at most 1/131070, to teach another network.
 
+    Of one region the label is 1 inside and 0 outside. Several, which may overlap, are the channels of a volume's label and confidence, ``(X, Y, Z, R)``, and of an image
+    a file each, ``<id>_label_<region>.png``.
+
     Args:
-        prediction: The prediction. Confidence is the probability of the most probable class.
+        prediction: The prediction. Confidence is the probability of the most probable class; of a region, of what the label says.
         folder: Where to; made if missing.
         case_id: Start of the file names.
         outputs: Any of those above.
@@ -186,4 +192,17 @@ def write_prediction(prediction: Prediction, folder: Path, case_id: str, outputs
     chosen = list(outputs)
     for output in chosen:
         check_choice("outputs", output, medium.outputs)
-    return [medium.write(folder, case_id, output, prediction.probs, prediction.source, prediction.card) for output in chosen]
+    return [path for output in chosen for path in medium.write(folder, case_id, output, prediction.probs, prediction.source, prediction.card)]
+
+
+def write_description(folder: Path, card: DataCard) -> bool:
+    """Write ``dataset.json`` beside predictions, as nnU-Net does: names of the classes or what the regions are made of, and the ignored label, for whoever reads them.
+
+    Returns:
+        False where there is such a file already that says something else: it is left as it is.
+    """
+    path, content = folder / "dataset.json", description_of(card)
+    if path.exists() and path.read_text(encoding="utf-8") != content:
+        return False
+    write_atomically(path, content)
+    return True

@@ -16,6 +16,7 @@ from densecal.data.predictions import PredictedCase
 from densecal.data.split import split_cases
 from densecal.data.validate import Problem, find_problems
 from densecal.inference.predictor import Prediction, Predictor
+from densecal.ops.region_maps import region_maps
 
 __all__ = ["RunCases", "cases_of_split"]
 
@@ -66,10 +67,12 @@ class RunCases:
         """A prediction with the label of its case as stored."""
         label = self._references[place]["label"]
         label = label if label.is_floating_point() else label.long()
-        source = prediction.source
-        return PredictedCase(
-            self.case_ids[place], prediction.probs, label[0] if label.shape[0] == 1 else label, source.spacing or None, source.axis_names
-        )
+        schema, source = self.card.schema, prediction.source
+        if schema.regions:
+            label = region_maps(label.unsqueeze(0), schema)[0]
+        elif label.shape[0] == 1:
+            label = label[0]
+        return PredictedCase(self.case_ids[place], prediction.probs, label, source.spacing or None, source.axis_names)
 
     def image(self, case_id: str) -> NDArray[Any]:
         """The image of a case as shown: grey values of its first channel, ``(*spatial)``, or colours ``(rows, columns, 3)``."""

@@ -43,7 +43,7 @@ class SegmentationEvaluation(Metric):
     any included, as long as each is seen once.
 
     Args:
-        schema: Classes, background and ``ignore_index``; for ``activation="sigmoid"`` the regions.
+        schema: Classes, background and ``ignore_index``, or regions; its activation says which.
         num_bins: Number of equal confidence bins (lower, upper].
         foreground_radius: The region ``"foreground"`` is the reference structure and what lies within so many steps along the axes, in voxels.
         boundary_width: The region ``"boundary"`` holds what lies closer than this to a voxel that touches another class, in ``boundary_unit``; None leaves it out.
@@ -55,7 +55,6 @@ class SegmentationEvaluation(Metric):
             ``update`` gets ``spacing``, else in voxels.
         replicates: Bootstrap resamples of the cases behind each interval; 0 leaves intervals out.
         groups: Which cases belong together, such as the person of each, by ``case_index``; they are resampled whole. By default each case on its own.
-        activation: ``"softmax"`` for exclusive classes, ``"sigmoid"`` for regions.
         validate_args: Look at the values too (probabilities in [0, 1] that sum to 1); that waits for a GPU.
         kwargs: Options of ``torchmetrics.Metric``.
 
@@ -89,7 +88,6 @@ class SegmentationEvaluation(Metric):
         surface_tolerance: float | None = None,
         replicates: int = 0,
         groups: Sequence[Hashable] | None = None,
-        activation: Activation = "softmax",
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -98,7 +96,6 @@ class SegmentationEvaluation(Metric):
         check_non_negative("foreground_radius", foreground_radius)
         check_non_negative("replicates", replicates)
         check_choice("boundary_unit", boundary_unit, ("voxels", "mm"))
-        check_choice("activation", activation, ("softmax", "sigmoid"))
         for name, value in (("boundary_width", boundary_width), ("surface_tolerance", surface_tolerance)):
             if value is not None:
                 check_positive(name, value)
@@ -111,10 +108,9 @@ class SegmentationEvaluation(Metric):
         self.surface_tolerance = surface_tolerance
         self.replicates = replicates
         self.groups = groups
-        self.activation: Activation = activation
+        self.activation: Activation = schema.activation
         self.validate_args = validate_args
-        structure = schema.background is not None or activation == "sigmoid"
-        self.regions = ("all", *(["foreground"] if structure else []), *(["boundary"] if boundary_width is not None else []))
+        self.regions = ("all", *(["foreground"] if schema.has_structure else []), *(["boundary"] if boundary_width is not None else []))
         self.layout = _RowLayout(self._blocks())
         self.add_state("case_rows", [], dist_reduce_fx="cat")
         if detail:

@@ -1,6 +1,6 @@
 """Numerics without ``nn.Module``: tensors and keyword options in, tensors out. No state, no device moves, no logging."""
 
-from densecal.ops.activation import Activation, logits_from_probabilities, outcome_logits, probabilities
+from densecal.ops.activation import Activation, logits_from_probabilities, most_probable, outcome_logits, probabilities
 from densecal.ops.beta_mixture import beta_mixture_posterior, fit_beta_mixture
 from densecal.ops.boundary import boundary_region, face_boundary, window_maximum
 from densecal.ops.distance import nearest_distance
@@ -8,6 +8,7 @@ from densecal.ops.guided_neighbourhood import Similarity, guided_convolution
 from densecal.ops.neighbourhood import Border, Kernel, gaussian_kernel, mean_kernel, normalized_convolution, svls_kernel
 from densecal.ops.overlap import overlap_sums, tversky_score
 from densecal.ops.reduction import Reduction, reduce
+from densecal.ops.region_maps import region_maps
 from densecal.ops.soft_cross_entropy import soft_cross_entropy, uniform_cross_entropy
 
 __all__ = [
@@ -24,12 +25,14 @@ __all__ = [
     "guided_convolution",
     "logits_from_probabilities",
     "mean_kernel",
+    "most_probable",
     "nearest_distance",
     "normalized_convolution",
     "outcome_logits",
     "overlap_sums",
     "probabilities",
     "reduce",
+    "region_maps",
     "soft_cross_entropy",
     "svls_kernel",
     "tversky_score",

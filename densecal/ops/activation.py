@@ -9,7 +9,7 @@ from torch import Tensor
 
 from densecal.checks import check_choice
 
-__all__ = ["Activation", "logits_from_probabilities", "outcome_logits", "probabilities"]
+__all__ = ["Activation", "logits_from_probabilities", "most_probable", "outcome_logits", "probabilities"]
 
 Activation: TypeAlias = Literal["softmax", "sigmoid"]
 
@@ -83,3 +83,28 @@ def outcome_logits(logits: Tensor, activation: Activation = "softmax") -> Tensor
     """
     check_choice("activation", activation, ("softmax", "sigmoid"))
     return logits if activation == "softmax" else torch.stack((logits / 2, -logits / 2), dim=1)
+
+
+def most_probable(probs: Tensor, activation: Activation = "softmax", *, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """What a prediction says, and how surely.
+
+    Args:
+        probs: Probabilities ``(N, C, *spatial)``.
+        activation: ``"softmax"`` or ``"sigmoid"``.
+        dim: The class axis; 0 for a case without a batch axis.
+
+    Returns:
+        Under softmax the most probable class and its probability, ``(N, *spatial)``; under sigmoid for each region 1 where it is more probable than not, else 0, and
+        the probability of that, in [1/2, 1], ``(N, C, *spatial)``. The first is int64. The first of tied classes wins, and a tie is outside.
+
+    Raises:
+        ValueError: If ``activation`` is neither.
+
+    Example:
+        >>> most_probable(torch.tensor([[[0.25, 0.75]]]), "sigmoid")
+        (tensor([[[0, 1]]]), tensor([[[0.7500, 0.7500]]]))
+    """
+    check_choice("activation", activation, ("softmax", "sigmoid"))
+    if activation == "softmax":
+        return probs.argmax(dim=dim), probs.amax(dim=dim)
+    return (probs > 0.5).long(), torch.maximum(probs, 1 - probs)

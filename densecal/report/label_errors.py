@@ -14,7 +14,7 @@ from densecal.data.corrupted_copy import KnownError
 from densecal.files import write_atomically
 from densecal.label_errors import SCORES, Suspicion, average_precision, precision_at, rank_by
 from densecal.labels import LabelSchema
-from densecal.pictures import as_array, gray, paint_classes, paint_ignored, shown, to_uint8
+from densecal.pictures import as_array, gray, paint_ignored, paint_label, shown, to_uint8
 from densecal.report.html import describe_facts, merge_notes, render
 from densecal.report.slices import Example, Panels, plane_title, square_pixels, upright
 from densecal.report.summary import hex_color
@@ -186,8 +186,8 @@ def finding_panels(example: Example, flagged: Any, schema: LabelSchema, region: 
     marked = paint_ignored(marked, label == schema.ignore_index)
     panels = {
         "Image": picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2),
-        "Label": paint_classes(base, label, schema),
-        "Prediction": paint_classes(base, prediction, schema),
+        "Label": paint_label(base, label, schema),
+        "Prediction": paint_label(base, prediction, schema),
         "Flagged": marked,
     }
     if window != (slice(None), slice(None)):

@@ -124,7 +124,7 @@ def write_report(
         error_legend=[(hex_color(color), name) for name, color in ERROR_COLORS.items()],
         ramp=[to_hex(colormaps[CONFIDENCE_COLORMAP](x)) for x in np.linspace(0, 1, 9)],
         agreement=any(name == AGREEMENT for example in slices for row in example["rows"] for name, _ in row["pictures"]),
-        floor=f"{1 / schema.num_classes:.2f}",
+        floor=f"{1 / schema.num_outcomes:.2f}",
         definitions=measures.used_definitions([evaluation]),
         intervals=bool(evaluation.intervals),
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -19,7 +20,8 @@ from matplotlib.image import imsave
 from matplotlib.patches import Patch
 
 from densecal.labels import LabelSchema
-from densecal.pictures import as_array, gray, paint_classes, paint_ignored, shown, to_uint8
+from densecal.ops.activation import most_probable
+from densecal.pictures import as_array, gray, paint_ignored, paint_label, shown, to_uint8
 from densecal.report.drawing import plain_text
 from densecal.report.summary import hex_color
 
@@ -56,7 +58,7 @@ class Example:
         case_id: Its name.
         image: One channel ``(*spatial)`` or colour ``(*spatial, 3)`` as red, green, blue, 2 or 3 spatial dims; ``None`` where there is none to show. uint8 is
             shown as it is, any other type from its 0.5th to its 99.5th percentile.
-        label: Label map ``(*spatial)``, integer, or a soft reference ``(C, *spatial)``, floating.
+        label: Label map ``(*spatial)``, integer, or a soft reference ``(C, *spatial)``, floating; of regions ``(R, *spatial)``, 0 and 1, integer, or shares, floating.
         probs: Predicted probabilities ``(C, *spatial)``.
         spacing: Distance between voxels per axis, in millimetres, for the aspect ratio. By default 1.
         axis_names: Name of the plane across each axis, such as ``("sagittal", "coronal", "axial")``.
@@ -126,24 +128,15 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
     image = np.zeros(spatial) if example.image is None else as_array(example.image)
     if image.shape not in (spatial, (*spatial, 3)):
         raise ValueError(f"Expected the image of {example.case_id!r} of shape {spatial} or, in colour, {(*spatial, 3)}, but got {image.shape}.")
-    if label.shape == (1, *spatial):
-        label = label[0]
-    if label.shape == probs.shape:
-        ignored = (label == schema.ignore_index).any(0) | (label == 0).all(0)
-        label_map = np.where(ignored, schema.ignore_index, label.argmax(0))
-        agreement = [np.where(ignored, 0.0, label.max(0))]
-    elif label.shape == spatial:
-        label_map, agreement = label.astype(np.int64), []
-    else:
-        raise ValueError(f"Expected `label` of {example.case_id!r} of shape {spatial} or {probs.shape}, but got {label.shape}.")
+    reference, agreement = _reference(label, probs, schema, example.case_id)
     spacing = tuple(float(s) for s in example.spacing) or (1.0,) * len(spatial)
     if len(spacing) != len(spatial):
         raise ValueError(f"Expected `spacing` of {example.case_id!r} with {len(spatial)} values, but got {spacing}.")
-    prediction, confidence = probs.argmax(0), probs.max(0)
+    prediction, confidence = (values.numpy() for values in most_probable(torch.from_numpy(np.ascontiguousarray(probs)), schema.activation, dim=0))
     picture = shown(image)
     first = 1 if example.image is None else 0
     names = (*PANELS[:3], AGREEMENT, *PANELS[3:]) if agreement else PANELS
-    maps = (picture, label_map, prediction, confidence, *agreement)
+    maps = (picture, reference, prediction, confidence, *agreement)
 
     def panels(title: str, arrays: tuple[np.ndarray, ...], steps: Sequence[float]) -> Panels:
         return Panels(title, _draw(arrays, steps, schema)[first:], names[first:], picture.ndim > len(spatial))
@@ -158,8 +151,8 @@ def slice_panels(example: Example, schema: LabelSchema, *, max_slices: int = 3) 
     result = []
     for axis in (wide or [0, 1, 2])[:max_slices]:
         across, up = planes[axis]
-        index = _telling_slice(label_map, prediction, schema, axis)
-        arrays = tuple(upright(array, axis, index) for array in maps)
+        index = _telling_slice(reference, prediction, schema, axis)
+        arrays = (upright(picture, axis, index), *(upright(array, axis, index, first=array.ndim - 3) for array in maps[1:]))
         result.append(panels(plane_title(example.axis_names, axis, index, spatial[axis]), arrays, (spacing[up], spacing[across])))
     return result
 
@@ -187,7 +180,7 @@ def example_figure(panels: Sequence[Panels], schema: LabelSchema, title: str) ->
         axes.set_yticks([])
         axes.set_ylabel(row_title, fontsize=9)
     figure.colorbar(
-        ScalarMappable(Normalize(1 / schema.num_classes, 1), CONFIDENCE_COLORMAP),
+        ScalarMappable(Normalize(1 / schema.num_outcomes, 1), CONFIDENCE_COLORMAP),
         ax=list(grid[:, -1]),
         pad=0.02,
         label="confidence" + (", agreement" if AGREEMENT in panels[0].names else ""),
@@ -199,13 +192,29 @@ def example_figure(panels: Sequence[Panels], schema: LabelSchema, title: str) ->
     return figure
 
 
-def _telling_slice(label_map: np.ndarray, prediction: np.ndarray, schema: LabelSchema, axis: int) -> int:
-    others = tuple(a for a in range(3) if a != axis)
-    for classes in (label_map, prediction):
-        amount = np.isin(classes, schema.foreground).sum(others)
-        if schema.background is not None and amount.any():
+def _reference(label: np.ndarray, probs: np.ndarray, schema: LabelSchema, case_id: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The class of each voxel ``(*spatial)``, or one map per region ``(R, *spatial)``; of a soft reference what has the largest share, and that share."""
+    spatial = probs.shape[1:]
+    if label.shape == probs.shape:
+        ignored = (label == schema.ignore_index).any(0)
+        if schema.activation == "softmax":
+            ignored |= (label == 0).all(0)
+        reference, share = (values.numpy() for values in most_probable(torch.from_numpy(np.ascontiguousarray(label)), schema.activation, dim=0))
+        return np.where(ignored, schema.ignore_index, reference), [np.where(ignored, 0.0, share)] if label.dtype.kind == "f" else []
+    if schema.activation == "softmax" and label.shape in (spatial, (1, *spatial)):
+        return label.reshape(spatial).astype(np.int64), []
+    expected = f"{spatial} or {probs.shape}" if schema.activation == "softmax" else f"{probs.shape}"
+    raise ValueError(f"Expected `label` of {case_id!r} of shape {expected}, but got {label.shape}.")
+
+
+def _telling_slice(label: np.ndarray, prediction: np.ndarray, schema: LabelSchema, axis: int) -> int:
+    others = tuple(a for a in range(-3, 0) if a != axis - 3)
+    for values in (label, prediction):
+        structure = (values == 1).any(0) if schema.activation == "sigmoid" else np.isin(values, schema.foreground)
+        amount = structure.sum(others)
+        if schema.has_structure and amount.any():
             return int(amount.argmax())
-    return label_map.shape[axis] // 2
+    return label.shape[axis - 3] // 2
 
 
 def plane_title(axis_names: Sequence[str], axis: int, index: int, length: int) -> str:
@@ -214,13 +223,15 @@ def plane_title(axis_names: Sequence[str], axis: int, index: int, length: int) -
     return f"{name}slice {index + 1} of {length}" + ("" if name else f" across axis {axis + 1}")
 
 
-def upright(array: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """A slice of a volume as rows and columns: the last remaining axis points up, as in a viewer of head scans."""
-    return np.take(array, index, axis).swapaxes(0, 1)[::-1]
+def upright(array: np.ndarray, axis: int, index: int, *, first: int = 0) -> np.ndarray:
+    """A slice of a volume as rows and columns: the last remaining axis points up, as in a viewer of head scans. Axes before the ``first`` of the volume, and colours
+    after the last, stay."""
+    return np.flip(np.take(array, index, first + axis).swapaxes(first, first + 1), first)
 
 
 def square_pixels(arrays: Sequence[np.ndarray], spacing: Sequence[float]) -> list[np.ndarray]:
-    """A picture, with or without colours, and maps of its size (rows, columns), resampled to square pixels: maps by the nearest, a picture that shrinks by its mean."""
+    """A picture, with or without colours, and maps ``(..., rows, columns)`` of its size, resampled to square pixels: maps by the nearest, a picture that shrinks by its
+    mean."""
     picture, *others = arrays
     size = picture.shape[:2]
     extent = [n * step for n, step in zip(size, spacing, strict=True)]
@@ -231,37 +242,47 @@ def square_pixels(arrays: Sequence[np.ndarray], spacing: Sequence[float]) -> lis
         picture = cv2.resize(np.ascontiguousarray(picture), (lengths[1], lengths[0]), interpolation=cv2.INTER_AREA)
     else:
         picture = picture[np.ix_(rows, columns)]
-    return [picture, *(array[np.ix_(rows, columns)] for array in others)]
+    return [picture, *(array[..., rows[:, None], columns] for array in others)]
 
 
 def _draw(arrays: Sequence[np.ndarray], spacing: Sequence[float], schema: LabelSchema) -> tuple[np.ndarray, ...]:
     """Pictures of a slice given as (rows, columns), resampled to square pixels: classes by the nearest voxel, an image that shrinks by its mean."""
-    picture, label_map, prediction, confidence, *agreement = square_pixels(arrays, spacing)
+    picture, label, prediction, confidence, *agreement = square_pixels(arrays, spacing)
     base = gray(picture)
-    ignored = label_map == schema.ignore_index
+    wrong = (prediction != label) & (label != schema.ignore_index)
+    sure = wrong & (confidence > _CONFIDENT)
+    ignored = label == schema.ignore_index
+    if (
+        schema.activation == "sigmoid"
+    ):  # one picture of them all: what is wrong in any region, and the region of which model and raters are least sure
+        wrong, sure, ignored, confidence, *agreement = (
+            wrong.any(0),
+            sure.any(0),
+            ignored.any(0),
+            confidence.min(0),
+            *(share.min(0) for share in agreement),
+        )
     panels = (
         picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2),
-        paint_classes(base, label_map, schema),
-        paint_classes(base, prediction, schema),
+        paint_label(base, label, schema),
+        paint_label(base, prediction, schema),
         *(paint_ignored(_in_colors(share, schema), ignored) for share in agreement),
         _in_colors(confidence, schema),
-        _errors(base, label_map, prediction, confidence, schema),
+        _errors(base, wrong, sure, ignored),
     )
     return tuple(to_uint8(panel) for panel in panels)
 
 
 def _in_colors(share: np.ndarray, schema: LabelSchema) -> np.ndarray:
     """Largest share or probability of each pixel, from that of chance to 1."""
-    floor = 1 / schema.num_classes
+    floor = 1 / schema.num_outcomes
     return colormaps[CONFIDENCE_COLORMAP](np.clip((share - floor) / (1 - floor), 0, 1))[..., :3]
 
 
-def _errors(base: np.ndarray, label_map: np.ndarray, prediction: np.ndarray, confidence: np.ndarray, schema: LabelSchema) -> np.ndarray:
+def _errors(base: np.ndarray, wrong: np.ndarray, sure: np.ndarray, ignored: np.ndarray) -> np.ndarray:
     """Wrong voxels over the faded image in grey: dim where the model had doubts, bright where it was sure; ignored voxels are striped."""
     result = np.repeat(0.15 + 0.55 * base[..., None], 3, axis=2)
-    ignored = label_map == schema.ignore_index
-    wrong = (prediction != label_map) & ~ignored
-    doubtful, sure = (np.array(color) / 255 for color in ERROR_COLORS.values())
+    doubtful, confident = (np.array(color) / 255 for color in ERROR_COLORS.values())
     result[wrong] = 0.25 * result[wrong] + 0.75 * doubtful
-    result[wrong & (confidence > _CONFIDENT)] = sure
+    result[sure] = confident
     return paint_ignored(result, ignored)

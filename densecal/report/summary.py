@@ -47,7 +47,7 @@ def summary(
     - ``mean``: scores per case averaged over cases; ``num_defined``: how many cases have the score.
     - ``fine_grained``: accuracy, IoU and Dice over the data set, per image, per class and of the worst images.
     - ``pooled``: per region (``all``, ``foreground``, ``boundary``) ``ece_top_label``, ``ece_classwise``, ``nll``, ``brier``, ``accuracy``, ..., ``num_voxels``.
-    - ``baseline``: what a model scores that knows the class shares alone: ``class_shares``, by class, and ``scores`` by the keys of ``Evaluation.scalars``; null
+    - ``baseline``: what a model scores that knows the class shares alone: ``class_shares``, by class or region, and ``scores`` by the keys of ``Evaluation.scalars``; null
       where the shares are not known.
     - ``intervals``: key -> ``[low, high]``, 95 % bootstrap interval over cases of the number of that key in ``mean``, ``fine_grained`` or, pooled, as
       ``Evaluation.scalars`` names it (``ece_foreground`` is ``ece_top_label`` of ``pooled.foreground``); may be empty.

@@ -19,6 +19,7 @@ from densecal.inference import Inferer, full_resolution
 from densecal.labels import LabelSchema
 from densecal.losses import CompoundLoss, DeepSupervisionLoss
 from densecal.metrics import Evaluation, SegmentationEvaluation
+from densecal.targets import Target
 
 __all__ = ["SegmentationTask"]
 
@@ -32,6 +33,9 @@ _RATES = ("max_lr", "base_lr")
 class SegmentationTask(L.LightningModule):
     """Train a segmentation network with any loss; validate with calibration metrics on whole images.
 
+    One task for classes that exclude each other, for one foreground and for regions that may overlap: the schema says which, and with it whether a softmax or a sigmoid
+    makes probabilities of logits, how many channels there are, and what labels look like.
+
     Batches are those of :class:`densecal.data.SegmentationData`. What the loss declares in ``needs`` is taken from the batch and handed over as ``context``.
     Networks that return several outputs while training (deep supervision, an auxiliary head) have the loss applied to each of them, with the weights in the
     network's attribute ``output_weights`` if it has one, else those of :class:`densecal.losses.DeepSupervisionLoss`.
@@ -44,8 +48,8 @@ class SegmentationTask(L.LightningModule):
 
     Args:
         model: Network from ``(N, C_in, *patch)`` to logits ``(N, C, *patch)``.
-        loss: densecal's losses, or any module that takes logits and labels ``(N, 1, *patch)`` (soft labels ``(N, C, *patch)``) and returns a scalar.
-        schema: The classes.
+        loss: densecal's losses, or any module that takes logits and labels ``(N, 1, *patch)`` (soft labels and regions ``(N, C, *patch)``) and returns a scalar.
+        schema: The classes, or regions.
         window: Predicts whole images.
         optimizer: Makes the optimizer from the parameters of network and loss. Default: Adam.
         scheduler: Makes a learning-rate schedule from the optimizer; it is stepped after every batch, and where it has an argument for the number of steps
@@ -59,7 +63,7 @@ class SegmentationTask(L.LightningModule):
         foreground_radius: How far the near-structure region reaches, in voxels.
 
     Raises:
-        ValueError: If a loss of densecal's reads logits as independent sigmoids, or returns one value per pixel; if ``encoder_lr_ratio`` is not above 0, or not 1 for
+        ValueError: If a loss of densecal's has another activation than the schema, or returns one value per pixel; if ``encoder_lr_ratio`` is not above 0, or not 1 for
             a network without ``encoder``; if ``max_steps`` is not above 0.
 
     Reference:
@@ -81,10 +85,7 @@ class SegmentationTask(L.LightningModule):
         foreground_radius: int = 3,
     ) -> None:
         super().__init__()
-        if getattr(getattr(loss, "target", None), "activation", "softmax") != "softmax":
-            raise ValueError(
-                "Expected a loss for exclusive classes, activation=softmax, but got sigmoid. The classes of a label map exclude each other."
-            )
+        _check_activation(loss, schema)
         check_positive("encoder_lr_ratio", encoder_lr_ratio)
         if max_steps is not None:
             check_positive("max_steps", max_steps)
@@ -175,10 +176,10 @@ class SegmentationTask(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if getattr(self.loss, "wants_validation_logits", False) and not self.trainer.sanity_checking:
-            probs, logits = self.window.with_logits(self.model, batch["image"])
+            probs, logits = self.window.with_logits(self.model, batch["image"], activation=self.schema.activation)
             self.loss.on_validation_batch(logits, batch["label"], context=self._context(batch))  # type: ignore[operator]
         else:
-            probs = self.window(self.model, batch["image"])
+            probs = self.window(self.model, batch["image"], activation=self.schema.activation)
         self.val_evaluation.update(probs, batch["label"], batch["case_index"])
 
     def on_validation_epoch_end(self) -> None:
@@ -210,6 +211,16 @@ class SegmentationTask(L.LightningModule):
         optimizer = self.make_optimizer([{"params": head, "name": "head"}, {"params": encoder, "name": "encoder"}])
         optimizer.param_groups[1]["lr"] = optimizer.param_groups[1]["lr"] * self.encoder_lr_ratio
         return optimizer
+
+
+def _check_activation(loss: nn.Module, schema: LabelSchema) -> None:
+    other = next((module for module in loss.modules() if isinstance(module, Target) and module.activation != schema.activation), None)
+    if other is not None:
+        what = "The classes of a label map exclude each other." if schema.activation == "softmax" else "Regions are independent of each other."
+        raise ValueError(
+            f"Expected a loss with activation={schema.activation}, but got {other.activation} in its {type(other).__name__}. {what} Leave `activation` out of the "
+            "loss's settings, or choose another loss."
+        )
 
 
 def _suited(make_scheduler: Callable[..., LRScheduler], steps: int, ratios: list[float]) -> Callable[..., LRScheduler]:

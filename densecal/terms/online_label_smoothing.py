@@ -66,7 +66,7 @@ class OnlineLabelSmoothing(PixelTerm):
     ) -> None:
         super().__init__(class_weights=class_weights, reduction=reduction)
         if num_classes < 2:
-            raise ValueError(f"Expected `num_classes` of at least 2, but got {num_classes}.")
+            raise ValueError(f"Expected `num_classes` of at least 2, but got {num_classes}. A single region has no other class to smooth towards.")
         if not 0 <= smoothing <= 1:
             raise ValueError(f"Expected `smoothing` in [0, 1], but got {smoothing}.")
         self.smoothing = smoothing

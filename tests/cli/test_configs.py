@@ -252,7 +252,9 @@ def test_recipe_makes_its_card_and_loss(name):
     build(config.loss, "loss", ignore_index=255, num_classes=3, case_ids=["a"])
 
 
-@pytest.mark.parametrize("name", ["hippocampus_small", "camvid_small", "mbls_pascal_voc", "nacl_pascal_voc", "nacl_cityscapes"])
+@pytest.mark.parametrize(
+    "name", ["hippocampus_small", "camvid_small", "camvid_binary_small", "mbls_pascal_voc", "nacl_pascal_voc", "nacl_cityscapes"]
+)
 def test_recipe_for_comparing_takes_any_loss(name):
     assert composed(f"experiment={name}", "loss=focal").loss == composed("loss=focal").loss
 

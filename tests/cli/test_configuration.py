@@ -14,12 +14,14 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from densecal.cli.configuration import CommandError, accepted, build, command, given_settings, prepare_arguments
+from densecal.cli.configuration import CommandError, accepted, build, build_loss, command, given_settings, prepare_arguments
 from densecal.cli.settings import register_settings
 from densecal.data.card import card_names, load_card
+from densecal.labels import LabelSchema
 from densecal.losses import CompoundLoss
 from densecal.resources import configs_dir
 from densecal.schedules import Linear, TwoStage
+from densecal.targets import Target
 
 
 @pytest.fixture(autouse=True)
@@ -507,3 +509,46 @@ def test_defect_of_the_body_shows_where_it_is(monkeypatch, capfd):
 def test_help_lists_the_settings(monkeypatch, capsys):
     assert run(monkeypatch, Body(), "--help") == 0
     assert "monitor_mode: auto" in capsys.readouterr().out
+
+
+REGIONS = LabelSchema(("car",), 11, None, activation="sigmoid", regions=((8,),))
+CLASSES = LabelSchema(("road", "car"), 11, None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["loss=svls"],
+        ["loss=svls", "loss.activation=sigmoid"],
+        ["loss=compound", "target=svls", "term=[ce,dml]"],
+        ["loss=compound", "target=teacher", "term=kl"],
+    ],
+    ids=["preset", "said", "parts", "wrapper"],
+)
+def test_a_loss_is_told_what_makes_probabilities(line):
+    loss = build_loss(composed(*line).loss, "loss", REGIONS)
+    assert {module.activation for module in loss.modules() if isinstance(module, Target)} == {"sigmoid"}
+    assert loss.ignore_index == 11
+
+
+@pytest.mark.parametrize(
+    ("line", "schema", "message"),
+    [
+        (["loss=ce", "loss.activation=softmax"], REGIONS, "loss.activation: expected sigmoid, which is what the data set says, but got softmax"),
+        (["loss=ce", "loss.activation=sigmoid"], CLASSES, "loss.activation: expected softmax, which is what the data set says, but got sigmoid"),
+        (["loss=compound", "target=svls", "+loss.target.activation=sigmoid"], CLASSES, "loss.target.activation: expected softmax"),
+        (["loss=compound", "term=crac", "+loss.terms.crac.term.num_classes=3"], CLASSES, "loss.terms.crac.term.num_classes: expected 2"),
+        (["loss=ce", "loss.ignore_index=255"], CLASSES, "loss.ignore_index: expected 11"),
+        (["loss=online_label_smoothing"], REGIONS, "loss: Expected `num_classes` of at least 2, but got 1. A single region"),
+    ],
+    ids=["softmax", "sigmoid", "target", "num_classes", "ignore_index", "classes-only"],
+)
+def test_a_loss_that_says_otherwise_is_one_line(line, schema, message):
+    with pytest.raises(CommandError, match=re.escape(message)):
+        build_loss(composed(*line).loss, "loss", schema)
+
+
+def test_regions_are_given_as_a_mapping():
+    assert composed("data=camvid", "data.regions={car: [car], ground: [road, 4]}").data.regions == {"car": ["car"], "ground": ["road", 4]}
+    with pytest.raises(CommandError, match="RandomCrup"):
+        composed("data=camvid", "data.pipeline={RandomCrup: {p: 1}}")

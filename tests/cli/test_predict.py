@@ -55,7 +55,8 @@ class Command:
 
     @property
     def written(self) -> set[str]:
-        return {path.name for path in self.output.iterdir()}
+        """Without what describes the probabilities."""
+        return {path.name for path in self.output.iterdir()} - {"dataset.json"}
 
 
 @pytest.fixture
@@ -73,6 +74,7 @@ def test_predict_one_file(predict, run, scans):
     probs = np.asarray(nib.load(predict.output / "a_probs.nii.gz").dataobj)
     np.testing.assert_allclose(probs, Predictor.from_run(run)(scans / "a.nii.gz").probs.movedim(0, -1).numpy(), atol=1e-5)
     assert {Path(word).name for line in predict.lines for word in line.split()} == files("a")  # it names what it wrote
+    assert json.loads((predict.output / "dataset.json").read_text())["labels"] == {"background": 0, "left": 1, "right": 2}
 
 
 def test_predict_as_the_run_did(predict, run):

@@ -177,3 +177,41 @@ def test_resolve_root_prepares_in_the_cache(tmp_path: Path, monkeypatch: pytest.
     root = resolve_root(load_card("mni152"))
     assert made == [("mni152", root)]
     assert root == tmp_path / "cache" / "densecal" / "mni152_2mm"
+
+
+BRAIN = "classes: [rest, core, oedema, enhancing]\n"
+
+
+def test_regions_are_the_schema(tmp_path: Path) -> None:
+    path = tmp_path / "brain.yaml"
+    path.write_text(BRAIN + "regions: {whole: [core, oedema, 3], enhancing: [enhancing]}\npatch_size: [8, 8, 8]\n")
+    card = load_card(path)
+    assert (card.schema.names, card.schema.regions, card.schema.activation) == (("whole", "enhancing"), ((1, 2, 3), (3,)), "sigmoid")
+    assert card.structure == (1, 2, 3)
+    assert OmegaConf.to_object(OmegaConf.structured(card)) == card
+    assert override_card(card, {"regions": {}}).schema.names == ("whole", "enhancing"), "a mapping is merged"
+    one = override_card(load_card("camvid"), ["regions={car: [car]}"])
+    assert (one.schema.num_classes, one.schema.regions, one.schema.ignore_index, one.structure) == (1, ((8,),), 11, (8,))
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        (
+            "{whole: [cor]}",
+            r"`regions.whole`: no class 'cor'. Did you mean 'core'\? Valid: core, enhancing, oedema, rest. Or give a number of 0 to 3.",
+        ),
+        ("{whole: [4]}", "`regions.whole`: no class 4"),
+        ("{whole: []}", "`regions.whole` to hold at least one of the classes"),
+        ("{whole: [1, core]}", "Expected every class of `regions.whole` once"),
+        ("{whole: [0, 1, 2, 3]}", "`regions.whole` to leave a class outside"),
+        ("{a b: [1], a_b: [2]}", "make different file names"),
+        ("{Background: [1]}", "other than 'Background'"),
+        ("{whole: 1}", "regions.whole: expected"),
+    ],
+)
+def test_wrong_regions(regions: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "brain.yaml"
+    path.write_text(BRAIN + f"regions: {regions}\npatch_size: [8, 8, 8]\n")
+    with pytest.raises(ValueError, match=message):
+        load_card(path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from volumes import blob, save
 
 from densecal.cli.check_data import main
 from densecal.data.card import DataCard
@@ -59,3 +60,16 @@ def test_check_explains_a_wrong_command(arguments: list[str], message: str, caps
         main(arguments)
     assert error.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_check_tells_the_shares_of_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for n in range(3):
+        image, label = blob((6, 6, 6), seed=n)
+        save(tmp_path / "images" / f"b{n}.nii.gz", image)
+        save(tmp_path / "labels" / f"b{n}.nii.gz", label)
+    (tmp_path / "card.yaml").write_text("classes: [rest, left, right, gone]\npatch_size: [4, 4, 4]\n")
+    regions = "data.regions={both: [left, right], lost: [gone]}"
+    main([f"data={tmp_path / 'card.yaml'}", f"data.root={tmp_path}", regions])
+    lines = capsys.readouterr().out.splitlines()
+    assert "  regions  both 7.41 %, lost 0.00 %" in lines  # 2 x 8 of 216 voxels
+    assert "  absent   lost: no voxel of its classes in any label" in lines

@@ -42,6 +42,30 @@ def test_batches_are_plain_tensors(make_set: Callable[..., DataCard], soft: bool
     assert data.schema.names == ("background", "left", "right")
 
 
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_a_task_is_given_regions_made_of_what_the_loaders_give(make_set: Callable[..., DataCard], soft: bool) -> None:
+    data = SegmentationData(make_set(soft=soft, regions={"both": [1, 2], "right": ["right"]}, ignore_index=7), progress=False)
+    loaded = epoch(data, 0)[0]
+    seen = data.on_after_batch_transfer(loaded, 0)
+    assert loaded["label"].shape[1] == (3 if soft else 1)
+    assert {key: value for key, value in seen.items() if key != "label"}.keys() == loaded.keys() - {"label"}
+    label = loaded["label"]
+    padding = (label.sum(1) == 0) if soft else (label[:, 0] == 7)
+    assert 0 < padding.sum() < padding.numel()  # patches reach beyond these small volumes
+    for region, classes in enumerate(([1, 2], [2])):
+        found = seen["label"][:, region]
+        assert (found[padding] == 7).all()
+        expected = label[:, classes].sum(1) if soft else sum(label[:, 0] == c for c in classes)
+        torch.testing.assert_close(found[~padding].float(), expected[~padding].float())
+
+
+def test_patches_are_centred_on_a_region(make_set: Callable[..., DataCard]) -> None:
+    """The structure is what is in a region, not what is in any class but the background."""
+    card = make_set(8, regions={"right": [2]}, foreground_fraction=1.0, patch_size=[3, 3, 3], augment=False)
+    for batch in epoch(SegmentationData(card, check=False, progress=False), 0):
+        assert (batch["label"][:, 0].flatten(1) == 2).any(1).all()
+
+
 def test_case_index_is_the_place_in_the_split(make_set: Callable[..., DataCard]) -> None:
     data = SegmentationData(make_set(12), progress=False)
     for batch in epoch(data, 2):

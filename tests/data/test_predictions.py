@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from densecal.data.arrays import ArrayFile
-from densecal.data.card import load_card
+from densecal.data.card import DataCard, load_card
+from densecal.data.card_labels import CardLabels
+from densecal.data.layouts import Case
 from densecal.data.medium import OpenedImage
+from densecal.data.nnunet import describe_labels
 from densecal.data.predictions import PredictionFolder, PredictionProblem
 from densecal.data.validate import DataProblems
-from densecal.inference.predictor import Prediction, write_prediction
+from densecal.inference.predictor import Prediction, write_description, write_prediction
 from densecal.labels import LabelSchema
 from densecal.metrics import SegmentationEvaluation
 
@@ -465,6 +469,67 @@ def test_regions_of_dataset_json(folders: tuple[Path, Path]) -> None:
     assert (case.label[:, 0] == 4).all()
     with pytest.raises(ValueError, match=r"Expected activation='sigmoid' for the overlapping regions"):
         PredictionFolder(*folders, activation="softmax")
+
+
+SCENES = DataCard("scenes", ["rest", "road", "car"], ignore_index=9, regions={"car": ["car"], "ground": [1, 2]}, patch_size=[4, 4])
+BRAINS = DataCard("brains", ["rest", "core", "oedema"], regions={"whole": [1, 2]}, patch_size=[4, 4, 4])
+
+
+def card_labels(card: DataCard, *files: Path) -> CardLabels:
+    return CardLabels(card, [Case(file.name.split(".")[0], (file,), file, "a") for file in files], files[0].parent)
+
+
+@pytest.mark.parametrize("card", [SCENES, BRAINS], ids=["images", "volumes"])
+@pytest.mark.parametrize("by", ["card", "dataset.json"])
+def test_regions_of_a_card(folders: tuple[Path, Path], card: DataCard, by: str) -> None:
+    """What densecal-predict writes beside probabilities says what the card does."""
+    shape = (6, 9) if card is SCENES else SHAPE
+    regions = card.schema.regions
+    probs = torch.rand(len(regions), *shape, generator=torch.Generator().manual_seed(3)).numpy()
+    label = make_label(shape)
+    label[0] = card.ignore_index if card is SCENES else 0
+    write(folders[0] / ("a_probs.npz" if card is SCENES else "a_probs.nii.gz"), probs if card is SCENES else np.moveaxis(probs, 0, -1))
+    file = write(folders[1] / ("a.png" if card is SCENES else "a.nii.gz"), label)
+    for beside in ("a_label_car.png", "a_confidence_car.tif", "a_overlay.png"):
+        write(folders[0] / beside, label)
+    if by == "dataset.json":
+        assert write_description(folders[0], card)
+    folder = PredictionFolder(folders[0], folders[1] if by == "dataset.json" else card_labels(card, file))
+    assert folder.problems() == []
+    assert (folder.class_names, folder.activation, folder.ignore_index) == (card.schema.names, "sigmoid", card.ignore_index)
+    case = only(folder)
+    torch.testing.assert_close(case.probs, torch.from_numpy(probs))
+    for channel, classes in enumerate(regions):
+        expected = np.where(label == card.ignore_index, card.ignore_index, np.isin(label, classes))
+        assert torch.equal(case.label[channel], torch.from_numpy(expected).int())
+
+
+@pytest.mark.parametrize("card", [SCENES, BRAINS], ids=["images", "volumes"])
+def test_soft_regions_of_a_card(folders: tuple[Path, Path], card: DataCard) -> None:
+    card = replace(card, soft_labels=True)
+    shape = (6, 9) if card.spatial_dims == 2 else SHAPE
+    shares = make_probs(shape)
+    regions = card.schema.regions
+    probs = torch.rand(len(regions), *shape, generator=torch.Generator().manual_seed(3)).numpy()
+    write(
+        folders[0] / ("a_probs.npz" if card.spatial_dims == 2 else "a_probs.nii.gz"), probs if card.spatial_dims == 2 else np.moveaxis(probs, 0, -1)
+    )
+    file = write(folders[1] / ("a.npy" if card.spatial_dims == 2 else "a.nii.gz"), np.moveaxis(shares, 0, -1))
+    case = only(PredictionFolder(folders[0], card_labels(card, file)))
+    for channel, classes in enumerate(regions):
+        torch.testing.assert_close(case.label[channel], torch.from_numpy(shares[list(classes)].sum(0)))
+
+
+def test_dataset_json_of_classes_and_one_that_says_something_else(tmp_path: Path) -> None:
+    card = replace(SCENES, regions={})
+    assert write_description(tmp_path, card)
+    assert write_description(tmp_path, card), "the same again"
+    found = describe_labels(tmp_path, tmp_path)
+    assert found is not None
+    assert (found.names, found.regions, found.ignore_index) == (("rest", "road", "car"), None, 9)
+    before = (tmp_path / "dataset.json").read_text()
+    assert not write_description(tmp_path, BRAINS)
+    assert (tmp_path / "dataset.json").read_text() == before
 
 
 def test_regions_given_and_labels_outside_them(folders: tuple[Path, Path]) -> None:

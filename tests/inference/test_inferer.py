@@ -234,3 +234,29 @@ def test_full_resolution_takes_the_first_output():
     flat = noise(2, 3, 8, 8)
     assert full_resolution(flat, 2) is flat
     assert torch.equal(full_resolution(torch.stack([flat, -flat], dim=1), 2), flat)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["sliding", "whole"])
+@pytest.mark.parametrize("shape", IMAGES.values(), ids=IMAGES)
+def test_probabilities_of_regions_are_averaged(shape, kind):
+    """Each channel by itself: one, or several that do not sum to 1."""
+    dims, views = len(shape) - 2, VIEWS["both"]
+    image = noise(*shape)
+    plain, augmented = window(kind, dims), window(kind, dims, **views)
+    for regions in (1, 3):
+        model = Lopsided(2, regions, dims).eval()
+        probs, logits = augmented.with_logits(model, image, activation="sigmoid")
+        expected = mean_of_views(lambda view, model=model: plain(model, view, activation="sigmoid"), image, **views)
+        torch.testing.assert_close(probs.double(), expected, atol=1e-5, rtol=0)
+        assert probs.shape == (shape[0], regions, *shape[2:])
+        assert torch.equal(augmented(model, image, activation="sigmoid"), probs)
+        assert (probs - logits.sigmoid()).abs().max() > 0.01  # not the sigmoid of the mean
+    two = Lopsided(2, 1, dims).eval()
+    as_classes = plain(lambda piece: torch.cat([-two(piece) / 2, two(piece) / 2], dim=1), image)
+    torch.testing.assert_close(plain(two, image, activation="sigmoid"), as_classes[:, 1:], atol=1e-5, rtol=0)
+
+
+def test_activation_is_checked():
+    with pytest.raises(ValueError, match="Expected `activation` to be one of"):
+        WholeImage(2, multiple=1)(nn.Conv2d(1, 1, 1), noise(1, 1, 4, 4), activation="tanh")

@@ -17,7 +17,7 @@ GROUPS = {"loss": LOSSES, "target": TARGETS, "term": TERMS}
 FILES = [path for group in GROUPS for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
 # Compositions take objects, not settings: `loss=compound` has its own form, and deep supervision wraps whatever loss was chosen.
 COMPOSITIONS = {"compound", "deep_supervision"}
-INJECTED = {"ignore_index", "num_classes", "case_ids"}
+INJECTED = {"activation", "case_ids", "ignore_index", "num_classes"}
 # Second names, so that MONAI's calls work; a config has the first.
 ALIASES = {"nacl": {"classes", "dim", "kernel_ops", "distance_type", "alpha", "padding_mode"}}
 

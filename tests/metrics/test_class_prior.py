@@ -45,8 +45,28 @@ def test_class_prior_baseline_refuses_what_are_no_shares(shares):
         class_prior_baseline(evaluate(case.logits.softmax(1), case.label_map), shares)
 
 
-def test_class_prior_baseline_refuses_regions():
-    probs = torch.full((1, 2, 3, 3), 0.3)
-    regions = evaluate(probs, (probs > 0.5).long(), schema=LabelSchema(("a", "b"), background=None), activation="sigmoid")
-    with pytest.raises(ValueError, match="exclusive classes"):
-        class_prior_baseline(regions, [0.5, 0.5])
+REGIONS = LabelSchema(("wide", "narrow", "everywhere"), background=None, activation="sigmoid")
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_class_prior_baseline_of_regions_equals_the_evaluation_of_constant_probabilities(kind):
+    """Each region has a confidence of its own, and so a bin."""
+    shares = [0.25, 0.0625, 0.75]
+    generator = torch.Generator().manual_seed(0)
+    probs, drawn = torch.rand(2, 3, 3, 7, 9, generator=generator)
+    label = drawn if kind == "soft" else (drawn < torch.tensor([0.3, 0.1, 0.8]).view(3, 1, 1)).int()
+    label[0, :, 2] = REGIONS.ignore_index
+    baseline = class_prior_baseline(evaluate(probs, label, schema=REGIONS, detail=True), shares)
+    constant = torch.tensor(shares).view(1, 3, 1, 1).expand(3, 3, 7, 9)
+    expected = {key: value for key, value in evaluate(constant, label, schema=REGIONS).scalars().items() if "/" not in key}
+    if kind == "soft":
+        expected = {key: value for key, value in expected.items() if not key.startswith(("brier", "soft_dice"))}
+    assert baseline.scores == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert baseline.scores["ece"] > 0.01
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [1.5, 0.5, 0.5]], ids=["few", "range"])
+def test_class_prior_baseline_of_regions_refuses_what_are_no_shares(shares):
+    result = evaluate(torch.full((1, 3, 3, 3), 0.3), torch.zeros(1, 3, 3, 3).int(), schema=REGIONS)
+    with pytest.raises(ValueError, match="in \\[0, 1\\], one for each of 3 regions"):
+        class_prior_baseline(result, shares)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 
 from densecal.labels import LabelSchema
-from densecal.report.slices import AGREEMENT, ERROR_COLORS, PANELS, Example, example_figure, slice_panels
+from densecal.report.slices import AGREEMENT, CONFIDENCE_COLORMAP, ERROR_COLORS, PANELS, Example, example_figure, slice_panels
 
 SCHEMA = LabelSchema(("background", "lesion"), palette=((0, 0, 0), (200, 0, 0)))
 
@@ -157,3 +158,37 @@ def test_slice_panels_of_a_soft_reference_show_where_raters_agree(shape):
     assert len(example_figure(panels, SCHEMA, "a").axes) >= 6 * len(panels)
     hard = slice_panels(Example("a", np.zeros(shape, np.float32), shares.argmax(0), probs), SCHEMA)
     assert hard[0].names == PANELS
+
+
+REGIONS = LabelSchema(("core", "whole"), 255, None, ((200, 0, 0), (0, 0, 200)), "sigmoid")
+
+
+def test_slice_panels_of_regions():
+    """Per pixel: both right, one wrong in doubt, one wrong and sure, ignored. Confidence is that of the region in doubt."""
+    label = np.array([[[0, 0, 0, 255]], [[1, 1, 1, 255]]])
+    probs = np.array([[[0.1, 0.6, 0.1, 0.5]], [[0.8, 0.99, 0.05, 0.5]]])
+    for reference in (label, label.astype(np.float32)):
+        panel = slice_panels(Example("a", np.ones((1, 4)), reference, probs), REGIONS)[0]
+        pictures = {
+            name: [image[0, image.shape[1] * (2 * i + 1) // 8].astype(int) for i in range(4)]
+            for name, image in zip(panel.names, panel.images, strict=True)
+        }
+        right, doubtful, sure, ignored = pictures["Error"]
+        assert len({*right}) == 1
+        assert abs(doubtful - ERROR_COLORS["wrong"]).max() < 40
+        assert tuple(sure) == tuple(ERROR_COLORS["wrong with a confidence above 0.9"])
+        assert tuple(ignored) in ((128, 128, 128), (158, 158, 158))
+        low = np.array(colormaps[CONFIDENCE_COLORMAP](0.2)[:3]) * 255  # 0.6, between 0.5 and 1
+        assert abs(pictures["Confidence"][1] - low).max() <= 1
+    figure = example_figure([panel], REGIONS, "a")
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["core", "whole"]
+
+
+def test_slice_panels_of_a_region_go_through_it():
+    volume, schema = example(), LabelSchema(("lesion",), background=None, activation="sigmoid")
+    panels = slice_panels(Example("a", volume.image, volume.label[None], volume.probs[1:]), schema)
+    assert [panel.title for panel in panels] == [panel.title for panel in slice_panels(volume, SCHEMA)]
+    for region, classes in zip(panels, slice_panels(volume, SCHEMA), strict=True):
+        np.testing.assert_array_equal(region.images[PANELS.index("Error")], classes.images[PANELS.index("Error")])
+    with pytest.raises(ValueError, match=r"Expected `label` of 'a' of shape \(1, 10, 12, 8\)"):
+        slice_panels(Example("a", volume.image, volume.label, volume.probs[1:]), schema)

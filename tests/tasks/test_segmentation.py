@@ -478,3 +478,28 @@ def test_resumed_run_goes_on_with_the_multipliers(tmp_path):
     assert whole.loss.parts["crac"].updates == 4
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("regions", [1, 2])
+def test_a_schema_of_regions_reads_logits_by_a_sigmoid(regions):
+    schema = LabelSchema(["whole", "core"][:regions], background=None, activation="sigmoid")
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, regions, 3, padding=1)
+    task = SegmentationTask(network, SVLSLoss(activation="sigmoid"), schema, SlidingWindow(PATCH))
+    batch = make_batch(1)
+    batch["label"] = torch.cat([batch["label"] > 0, batch["label"] > 1], dim=1)[:, :regions].int()
+    total, _ = task.losses(task.model(batch["image"]), batch)
+    torch.testing.assert_close(total, SVLSLoss(activation="sigmoid")(network(batch["image"]), batch["label"]))
+    (logged,) = make_trainer().validate(task, loader(batch), verbose=False)
+    evaluation = SegmentationEvaluation(schema)
+    with torch.no_grad():
+        evaluation.update(network(batch["image"]).sigmoid(), batch["label"], batch["case_index"])
+    expected = evaluation.compute().scalars()
+    assert {key: logged[f"val/{key}"] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert f"dice/{schema.names[-1]}" in expected
+
+
+def test_a_loss_for_classes_is_refused_where_there_are_regions():
+    schema = LabelSchema(["whole"], background=None, activation="sigmoid")
+    with pytest.raises(ValueError, match="activation=sigmoid, but got softmax in its OneHotTarget"):
+        SegmentationTask(nn.Conv3d(1, 1, 1), DiceCELoss(), schema, SlidingWindow(PATCH))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from densecal.data.card import DataCard
 from densecal.data.medium import Loading, OpenedImage
-from densecal.files import write_atomically
+from densecal.files import name_in_file, write_atomically
+from densecal.labels import LabelSchema
+from densecal.ops.activation import most_probable
 from densecal.pictures import label_overlay
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from densecal.data.validate import CaseFacts
 
 __all__ = ["ImageMedium"]
+
+Palette: TypeAlias = Sequence[Sequence[int]]
 
 
 class ImageMedium:
@@ -73,21 +77,34 @@ class ImageMedium:
 
         return rewrite_classes(source, target, label_map, card)
 
-    def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> Path:
+    def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> list[Path]:
         if output == "probs":
-            return write_atomically(folder / f"{case_id}_probs.npz", _npz(np.savez, probs=probs.numpy().astype(np.float32)))
+            return [write_atomically(folder / f"{case_id}_probs.npz", _npz(np.savez, probs=probs.numpy().astype(np.float32)))]
         if output == "soft_label":
-            return write_atomically(
-                folder / f"{case_id}_soft_label.npz", _npz(np.savez_compressed, probs=np.rint(65535 * probs.double().numpy()).astype(np.uint16))
-            )
-        label, confidence = probs.argmax(dim=0).numpy(), probs.amax(dim=0).numpy().astype(np.float32)
-        if output == "label":
-            return write_atomically(folder / f"{case_id}_label.png", _palette_png(label, card))
-        if output == "confidence":
-            return write_atomically(folder / f"{case_id}_confidence.tif", _encoded(confidence, "TIFF"))
-        if output == "confidence_png":
-            return write_atomically(folder / f"{case_id}_confidence.png", _encoded(np.rint(255 * confidence).astype(np.uint8), "PNG"))
-        return write_atomically(folder / f"{case_id}_overlay.png", _encoded(label_overlay(opened.header, label, card.schema), "PNG"))
+            values = np.rint(65535 * probs.double().numpy()).astype(np.uint16)
+            return [write_atomically(folder / f"{case_id}_soft_label.npz", _npz(np.savez_compressed, probs=values))]
+        label, confidence = (values.numpy() for values in most_probable(probs.float(), card.schema.activation, dim=0))
+        if output == "overlay":
+            return [write_atomically(folder / f"{case_id}_overlay.png", _encoded(label_overlay(opened.header, label, card.schema), "PNG"))]
+        files = []
+        for part, classes, sure, palette in _maps(label, confidence, card.schema):
+            if output == "label":
+                ending, content = f"label{part}.png", _palette_png(classes, palette)
+            elif output == "confidence":
+                ending, content = f"confidence{part}.tif", _encoded(sure, "TIFF")
+            else:
+                ending, content = f"confidence{part}.png", _encoded(np.rint(255 * sure).astype(np.uint8), "PNG")
+            files.append(write_atomically(folder / f"{case_id}_{ending}", content))
+        return files
+
+
+def _maps(label: NDArray[Any], confidence: NDArray[Any], schema: LabelSchema) -> Iterator[tuple[str, NDArray[Any], NDArray[Any], Palette]]:
+    """What an image file can hold, one map: an addition to its name, the label, how sure it is, and its colours."""
+    if schema.activation == "softmax":
+        yield "", label, confidence, schema.palette
+        return
+    for name, region, sure, color in zip(schema.names, label, confidence, schema.palette, strict=True):
+        yield f"_{name_in_file(name)}" if len(label) > 1 else "", region, sure, ((0, 0, 0), color)
 
 
 def _shown(image: NDArray[Any]) -> NDArray[Any]:
@@ -111,14 +128,14 @@ def _encoded(values: NDArray[Any], kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _palette_png(label: NDArray[Any], card: DataCard) -> bytes:
+def _palette_png(label: NDArray[Any], palette: Palette) -> bytes:
     """Class numbers as palette indices in the colours of the classes; without a palette, 16 bits, for more classes than a palette holds."""
     from PIL import Image
 
-    if len(card.classes) > 256:
+    if len(palette) > 256:
         return _encoded(label.astype(np.uint16), "PNG")
     image = Image.fromarray(label.astype(np.uint8), mode="P")
-    image.putpalette([value for color in card.schema.palette for value in color])
+    image.putpalette([value for color in palette for value in color])
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

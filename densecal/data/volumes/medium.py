@@ -14,6 +14,7 @@ from densecal.data.card import DataCard
 from densecal.data.medium import Loading, OpenedImage
 from densecal.data.volumes.labels import read_classes, rewrite_classes
 from densecal.data.volumes.nifti import plane_names, read_nifti, write_nifti
+from densecal.ops.activation import most_probable
 
 if TYPE_CHECKING:
     from densecal.data.layouts import Case
@@ -65,14 +66,13 @@ class VolumeMedium:
     def rewrite_label(self, source: Path, target: Path, label_map: NDArray[np.int64], card: DataCard) -> Path:
         return rewrite_classes(source, target, label_map)
 
-    def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> Path:
+    def write(self, folder: Path, case_id: str, output: str, probs: Tensor, opened: OpenedImage, card: DataCard) -> list[Path]:
         path = folder / f"{case_id}_{output}.nii.gz"
         if output == "soft_label":
-            return write_nifti(path, probs.movedim(0, -1).numpy(), opened.header, unsigned_16_bits=True)
-        if output == "label":
-            values = probs.argmax(dim=0).numpy().astype(np.uint8 if len(probs) <= 256 else np.int16)
-        elif output == "probs":
-            values = probs.movedim(0, -1).numpy().astype(np.float32)
-        else:
-            values = probs.amax(dim=0).numpy().astype(np.float32)
-        return write_nifti(path, values, opened.header)
+            return [write_nifti(path, probs.movedim(0, -1).numpy(), opened.header, unsigned_16_bits=True)]
+        label, confidence = most_probable(probs, card.schema.activation, dim=0)
+        values = {"label": label, "probs": probs.movedim(0, -1), "confidence": confidence}[output]
+        if output != "probs" and card.schema.activation == "sigmoid":
+            values = values[0] if len(values) == 1 else values.movedim(0, -1)
+        kind = np.dtype(np.float32 if output != "label" else np.uint8 if card.schema.num_outcomes <= 256 else np.int16)
+        return [write_nifti(path, values.numpy().astype(kind), opened.header)]

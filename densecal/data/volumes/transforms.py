@@ -298,20 +298,18 @@ class DecodeLabeld(MapTransform):
 
 
 class ForegroundVoxelsd(MapTransform):
-    """Add ``foreground``, int32 ``(V, 3)``: voxels whose (most likely) class is not the background, by any of the raters to draw from, at most 10,000 of them, evenly spaced in memory order."""
+    """Add ``foreground``, int32 ``(V, 3)``: voxels whose (most likely) class is part of the structure, by any of the raters to draw from, at most 10,000 of them,
+    evenly spaced in memory order."""
 
     def __init__(self, card: DataCard) -> None:
         super().__init__("label")
-        self.background, self.soft = card.background, card.soft
+        self.codes, self.soft = torch.tensor(card.structure) + 1, card.soft
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         label = plain(item["label"])
         code = torch.where(label.sum(0) > 0.5, label.argmax(0) + 1, 0).unsqueeze(0) if self.soft else label
-        mask = code > 0
-        if self.background is not None:
-            mask &= code != self.background + 1
-        mask = mask.any(0)
+        mask = torch.isin(code.long(), self.codes).any(0)
         flat = torch.nonzero(mask.flatten())[:, 0]
         if len(flat) > _FOREGROUND_VOXELS:
             flat = flat[torch.linspace(0, len(flat) - 1, _FOREGROUND_VOXELS, dtype=torch.float64).long()]
