@@ -12,6 +12,8 @@ from densecal.data import DataCard
 from densecal.registry import MODELS
 
 CARD = DataCard(name="blobs", classes=["background", "left", "right"], patch_size=[8, 8, 8], augment=False, cache=False)
+REGIONS = {"left": [1], "right": [2], "both": [1, 2]}
+"""Regions of these classes; as many, so that the same networks do."""
 IMAGES = replace(CARD, patch_size=[16, 16], image_channels=3, normalisation="imagenet", background=None)
 
 
@@ -19,8 +21,8 @@ def write_teacher(path: Path, card: DataCard = CARD, *, model: str = "unet", see
     """A checkpoint such as ``densecal-train`` writes, of random weights; ``sharp`` multiplies those of the network's last layer, so that it is sure of something."""
     options = options or {"channels": [4, 8]}
     torch.manual_seed(seed)
-    network = MODELS[model](card.image_channels, len(card.classes), spatial_dims=card.spatial_dims, **options)
-    last = [module for module in network.modules() if getattr(module, "out_channels", None) == len(card.classes)][-1]
+    network = MODELS[model](card.image_channels, card.schema.num_classes, spatial_dims=card.spatial_dims, **options)
+    last = [module for module in network.modules() if getattr(module, "out_channels", None) == card.schema.num_classes][-1]
     with torch.no_grad():
         last.weight.mul_(sharp)
     config = {
@@ -50,7 +52,7 @@ class Pointwise(torch.nn.Module):
 def write_pointwise(path: Path, card: DataCard, seed: int = 0) -> Path:
     """A checkpoint of one."""
     torch.manual_seed(seed)
-    network = Pointwise(card.image_channels, len(card.classes), card.spatial_dims)
+    network = Pointwise(card.image_channels, card.schema.num_classes, card.spatial_dims)
     with torch.no_grad():
         network.two.weight.mul_(5)
     config = {

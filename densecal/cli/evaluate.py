@@ -213,8 +213,8 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
         chosen = _card(config.data)
         if list(chosen.classes) != list(card.classes):
             raise ValueError(f"data: {path} was trained on the classes {list(card.classes)}, but {chosen.name} has {list(chosen.classes)}.")
-        if chosen.regions and (chosen.schema.names, chosen.schema.regions) != (card.schema.names, card.schema.regions):
-            raise ValueError(f"data: {path} was trained on {_spelled(card)}, but the command line says {_spelled(chosen)}. Leave data.regions out.")
+        if chosen.regions and chosen.told_apart != card.told_apart:
+            raise ValueError(f"data: {path} was trained on {card.told_apart}, but the command line says {chosen.told_apart}. Leave data.regions out.")
         chosen = override_card(chosen, {"regions": card.regions})
         other = chosen.name != card.name
         card, split = chosen, split or ("all" if other else None)
@@ -238,12 +238,6 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
             f"These are {'training' if name == 'train' else 'validation' if name == 'val' else 'all'} cases: the model has seen them or was chosen by them."
         )
     return _Model(RunCases(predictor, cases, card), card.schema, facts, lambda case_id: subject_of(case_id, card), notes, _stored_shares(path))
-
-
-def _spelled(card: DataCard) -> str:
-    if not card.regions:
-        return f"the classes {list(card.classes)}"
-    return f"the regions {dict(zip(card.schema.names, card.schema.regions, strict=True))}"
 
 
 def _stored_shares(path: str) -> list[float] | None:

@@ -151,8 +151,7 @@ def _facts(
         "title": f"{card.name}: {target_name(config.loss)}",
         "split": which,
         "data set": f"{card.name}" + (f" ({card.modality})" if card.modality else ""),
-        "regions": {name: " + ".join(card.classes[c] for c in classes) for name, classes in zip(card.regions, card.schema.regions, strict=True)}
-        or None,
+        "regions": {name: " + ".join(classes) for name, classes in card.region_classes.items()} or None,
         "reference": reference(card),
         "cases": {"training": sizes["train"], "validation": sizes["val"], "test": sizes["test"]},
         "licence": card.licence or None,

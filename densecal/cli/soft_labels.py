@@ -34,7 +34,7 @@ def soft_labels(config: DictConfig) -> None:
     Raises:
         CommandError: What the user can mend.
     """
-    from densecal.data.soft_labels import SoftLabels, soft_label_manifest
+    from densecal.data.soft_labels import SoftLabels, channels, soft_label_manifest
     from densecal.inference import Predictor, cases_of_split, resolve_device, write_prediction
     from densecal.runs import file_hash, find_checkpoint
 
@@ -48,8 +48,7 @@ def soft_labels(config: DictConfig) -> None:
         split, cases = cases_of_split(card, config.split)
         known = {
             "teacher": file_hash(path),
-            "classes": list(card.schema.names),
-            "activation": "softmax",
+            **channels(card),
             "inference": OmegaConf.to_container(predictor.config.inference, resolve=True),  # type: ignore[union-attr]
             "prepared": {name: asdict(predictor.card)[name] for name in _HOW},
         }
@@ -74,8 +73,10 @@ def _card(config: DictConfig, predictor: Predictor) -> Any:
     if config.data is not None:
         chosen = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(chosen, DataCard)
-        if chosen.schema.names != card.schema.names:
-            raise ValueError(f"data: the teacher knows the classes {list(card.schema.names)}, but {chosen.name} has {list(chosen.schema.names)}.")
+        if card.regions and not chosen.regions and list(chosen.classes) == list(card.classes):
+            chosen = override_card(chosen, {"regions": card.regions})
+        if chosen.told_apart != card.told_apart:
+            raise ValueError(f"data: the teacher knows {card.told_apart}, but {chosen.name} has {chosen.told_apart}.")
         card = chosen
     return card if config.root is None else override_card(card, {"root": config.root})
 

@@ -476,6 +476,23 @@ class DataCard:
         return LabelSchema(tuple(self.classes), self.ignore_index, self.background, tuple((c[0], c[1], c[2]) for c in self.palette))
 
     @property
+    def told_apart(self) -> str:
+        """What a network tells apart, in words; the same for two data sets whose networks can stand in for each other.
+
+        Example:
+            >>> DataCard("mri", ["rest", "core", "oedema"], regions={"core": [1], "whole": ["core", "oedema"]}, patch_size=[64, 64]).told_apart
+            "the regions {'core': ['core'], 'whole': ['core', 'oedema']}"
+        """
+        if not self.regions:
+            return f"the classes {list(self.classes)}"
+        return f"the regions {self.region_classes}"
+
+    @property
+    def region_classes(self) -> dict[str, list[str]]:
+        """The names of the classes that make up each region; empty where there are none."""
+        return {name: [self.classes[c] for c in members] for name, members in zip(self.regions, self._members(), strict=True)}
+
+    @property
     def structure(self) -> tuple[int, ...]:
         """Classes that make up the structure before the background: all but that or, where there are regions, those in any of them."""
         return tuple(sorted({c for members in self._members() for c in members})) if self.regions else self.class_schema.foreground

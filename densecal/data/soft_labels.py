@@ -14,7 +14,7 @@ from densecal.data.medium import medium_of
 from densecal.files import write_atomically
 from densecal.ops.activation import Activation
 
-__all__ = ["MANIFEST", "SoftLabels", "soft_label_manifest"]
+__all__ = ["MANIFEST", "SoftLabels", "channels", "soft_label_manifest"]
 
 MANIFEST = "soft_labels.json"
 _OUTPUTS = ("soft_label", "probs")
@@ -25,7 +25,7 @@ def soft_label_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
     Args:
         folder: The folder.
-        content: ``teacher`` (hash of the checkpoint), ``classes``, ``activation``, and whatever else must not differ from one soft label to the next.
+        content: ``teacher`` (hash of the checkpoint), what :func:`channels` says, and whatever else must not differ from one soft label to the next.
 
     Raises:
         ValueError: If the folder holds other ones.
@@ -41,6 +41,11 @@ def soft_label_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
+def channels(card: DataCard) -> dict[str, Any]:
+    """What the channels of probabilities are, for the manifest: the names of the classes or regions, what makes their probabilities, and the classes of each region."""
+    return {"classes": list(card.schema.names), "activation": card.schema.activation, "regions": card.region_classes}
+
+
 class SoftLabels:
     """Probabilities of one teacher, a file per case: ``<id>_soft_label`` or ``<id>_probs``, in the formats of :func:`densecal.inference.write_prediction`.
 
@@ -50,11 +55,11 @@ class SoftLabels:
 
     Attributes:
         fingerprint: Hash of the teacher's checkpoint, or the name of the folder where it has no manifest.
-        activation: What made the probabilities: ``"softmax"``, which is taken for granted without a manifest, or ``"sigmoid"``.
+        activation: What made the probabilities: ``"softmax"``, or ``"sigmoid"`` of regions.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the manifest cannot be read, or names other classes.
+        ValueError: If the manifest cannot be read, or names other classes or regions.
     """
 
     def __init__(self, folder: Path | str, card: DataCard) -> None:
@@ -65,10 +70,10 @@ class SoftLabels:
             raise FileNotFoundError(f"No folder of soft labels {self.folder}. Write them with densecal-soft-labels run=TEACHER output={self.folder}.")
         self.manifest = _read(self.folder / MANIFEST) if (self.folder / MANIFEST).is_file() else {}
         self.fingerprint = str(self.manifest.get("teacher", self.folder.name))
-        self.activation: Activation = self.manifest.get("activation", "softmax")
-        classes = self.manifest.get("classes", list(card.schema.names))
-        if classes != list(card.schema.names):
-            raise ValueError(f"{self.folder}: the soft labels are of the classes {classes}, but {card.name} has {list(card.schema.names)}.")
+        self.activation: Activation = card.schema.activation
+        for name, expected in channels(card).items():
+            if (held := self.manifest.get(name, expected)) != expected:
+                raise ValueError(f"{self.folder}: the soft labels are of the {name} {held}, but {card.name} has {expected}.")
 
     def path(self, case_id: str) -> Path | None:
         """The file of a case, if there is one."""
@@ -96,7 +101,7 @@ class SoftLabels:
         axis = 0 if self.card.spatial_dims == 2 else -1
         if len(shape) != self.card.spatial_dims + 1 or shape[axis] != classes:
             raise ValueError(
-                f"{path}: expected a channel for each of the {classes} classes of {self.card.name}, but got the shape {shape} of a "
+                f"{path}: expected a channel for each of the {classes} {'regions' if self.card.regions else 'classes'} of {self.card.name}, but got the shape {shape} of a "
                 f"{medium_of(self.card).noun}."
             )
         return path

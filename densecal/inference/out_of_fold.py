@@ -131,8 +131,8 @@ def _splits(run: Path) -> dict[str, list[str]]:
 def _one_card(runs: Sequence[Path], cards: Sequence[DataCard], root: str | None) -> DataCard:
     first = cards[0] if root is None else override_card(cards[0], {"root": root})
     for run, card in zip(runs, cards, strict=True):
-        if list(card.classes) != list(first.classes):
-            raise ValueError(f"runs: {run} was trained on the classes {list(card.classes)}, but {runs[0]} on {list(first.classes)}.")
+        if card.told_apart != first.told_apart:
+            raise ValueError(f"runs: {run} was trained on {card.told_apart}, but {runs[0]} on {first.told_apart}.")
         if root is None and card.root != first.root:
             raise ValueError(
                 f"runs: {run} was trained on {card.root}, but {runs[0]} on {first.root}. Give runs of one data set, or root=DIR if they are copies."

@@ -58,7 +58,7 @@ class OnlineTeachers:
     Args:
         teachers: Run directories or checkpoint files, of any architecture.
         checkpoint: Which one of a run directory, ``"best"`` or ``"last"``.
-        card: The student's data set. The teachers know the same classes, take as many channels and were trained on images prepared alike.
+        card: The student's data set. The teachers know the same classes or regions, take as many channels and were trained on images prepared alike.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -89,7 +89,9 @@ class OnlineTeachers:
     @torch.no_grad()
     def whole_logits(self, batch: Mapping[str, Any]) -> Tensor:
         image = batch["image"]
-        return torch.stack([one.window.with_logits(self._on(image, one).model, image.float())[1] for one in self.predictors])
+        return torch.stack(
+            [one.window.with_logits(self._on(image, one).model, image.float(), activation=one.card.schema.activation)[1] for one in self.predictors]
+        )
 
     def companions(self, case: Case) -> tuple[Companion, ...]:
         return ()
@@ -113,7 +115,7 @@ class CachedTeachers:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If there is no teacher, or one knows other classes.
+        ValueError: If there is no teacher, or one knows other classes or regions.
     """
 
     def __init__(self, teachers: Sequence[str], *, card: DataCard) -> None:
@@ -141,8 +143,8 @@ class CachedTeachers:
 @torch.no_grad()
 def _check_fits(path: Path, predictor: Predictor, card: DataCard) -> None:
     known = predictor.card
-    if known.schema.names != card.schema.names:
-        raise ValueError(f"{path}: the teacher knows the classes {list(known.schema.names)}, but {card.name} has {list(card.schema.names)}.")
+    if known.told_apart != card.told_apart:
+        raise ValueError(f"{path}: the teacher knows {known.told_apart}, but {card.name} has {card.told_apart}.")
     if (known.image_channels, known.spatial_dims) != (card.image_channels, card.spatial_dims):
         raise ValueError(
             f"{path}: the teacher takes {known.image_channels} channel(s) in {known.spatial_dims}D, but {card.name} has {card.image_channels} in {card.spatial_dims}D."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import UserList
 from pathlib import Path
 from typing import Any
 
@@ -522,11 +523,14 @@ CLASSES = LabelSchema(("road", "car"), 11, None)
         ["loss=svls", "loss.activation=sigmoid"],
         ["loss=compound", "target=svls", "term=[ce,dml]"],
         ["loss=compound", "target=teacher", "term=kl"],
+        ["loss=compound", "target=random_rater", "term=ce"],
+        ["loss=distillation"],
+        ["loss=aslp"],
     ],
-    ids=["preset", "said", "parts", "wrapper"],
+    ids=["preset", "said", "parts", "wrapper", "raters", "teachers", "images"],
 )
 def test_a_loss_is_told_what_makes_probabilities(line):
-    loss = build_loss(composed(*line).loss, "loss", REGIONS)
+    loss = build_loss(composed(*line).loss, "loss", REGIONS, case_ids=UserList(["a"]))
     assert {module.activation for module in loss.modules() if isinstance(module, Target)} == {"sigmoid"}
     assert loss.ignore_index == 11
 

@@ -118,6 +118,20 @@ def test_runs_score_what_they_held_out(find, runs, tmp_path):
     assert sorted(row["case_id"] for row in rows) == held_out[1:]
 
 
+def test_regions_are_refused_before_anything_is_predicted(find, runs, saved, tmp_path):
+    of_regions = shutil.copytree(runs[0], tmp_path / "run")
+    path = of_regions / "checkpoints" / "best.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["densecal"]["config"]["data"]["regions"] = {"left": ["left"], "right": ["right"], "both": [1, 2]}
+    torch.save(content, path)
+    probs = shutil.copytree(saved / "probs", tmp_path / "probs")
+    (probs / "dataset.json").write_text('{"labels": {"background": 0, "left": 1, "right": 2, "both": [1, 2]}}')
+    for given in ([f"runs={of_regions}"], [f"predictions={probs}", f"labels={saved / 'labels'}"]):
+        with pytest.raises(SystemExit, match=r"classes that exclude each other, but got those of the regions \['left', 'right', 'both'\]"):
+            find(*given)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -15,6 +15,7 @@ from densecal.inference import SlidingWindow
 from densecal.labels import LabelSchema
 from densecal.losses import CrossEntropyLoss
 from densecal.models import smp
+from densecal.targets import Target
 from densecal.tasks import SegmentationTask
 
 PATCH = (32, 32)
@@ -85,14 +86,19 @@ def test_deeplab_is_such_a_network():
 
 def test_a_patch_that_does_not_fit_the_strides_is_refused():
     with pytest.raises(CommandError, match=r"patches of 40 x 48 pixels \(Wrong input shape .*divisible by 32.*32 for swin_unetr and most encoders"):
-        _probe(task(smp(1, 3, architecture="fpn", encoder="mobilenet_v2")), card((40, 48)))
+        _probe(task(smp(1, 3, architecture="fpn", encoder="mobilenet_v2")), SimpleNamespace(card=card((40, 48))))
 
 
-def perturbed(loss: str, *, val: int = 1, perturbation: str = "AdaptivePerturbation", **trainer) -> nn.Module:
-    made = {"_target_": f"densecal.perturbation.{perturbation}", "_partial_": True}
+CLASSES = LabelSchema(("background", "left", "right"), ignore_index=255)
+
+
+def perturbed(
+    loss: str, *, val: int = 1, perturbation: str = "AdaptivePerturbation", schema: LabelSchema = CLASSES, said: str | None = None, **trainer
+) -> nn.Module:
+    made = {"_target_": f"densecal.perturbation.{perturbation}", "_partial_": True} | ({"activation": said} if said else {})
     config = OmegaConf.create({"loss": {"_target_": loss}, "perturbation": made, "trainer": trainer})
     splits = {"train": [SimpleNamespace(id="a")], "val": [SimpleNamespace(id="b")] * val}
-    return _build_loss(config, SimpleNamespace(splits=splits, schema=LabelSchema(("background", "left", "right"), ignore_index=255)))
+    return _build_loss(config, SimpleNamespace(splits=splits, schema=schema))
 
 
 def test_a_loss_without_a_target_is_not_perturbed():
@@ -115,3 +121,26 @@ def test_labels_are_perturbed_once():
         CommandError, match=r"^perturbation: Expected labels that are perturbed once, but AdaptivePerturbation within StochasticPerturbation"
     ):
         perturbed("densecal.losses.ASLPLoss", perturbation="StochasticPerturbation")
+
+
+@pytest.mark.parametrize("loss", ["CrossEntropyLoss", "SVLSLoss", "DiceCELoss"])
+def test_labels_of_regions_are_perturbed_as_regions(loss):
+    """A single region has one other outcome, which gets what the level takes away: 0.1 * 2 of a label."""
+    region = LabelSchema(("car",), 255, None, activation="sigmoid", regions=((1,),))
+    made = perturbed(f"densecal.losses.{loss}", schema=region)
+    assert {module.activation for module in made.modules() if isinstance(module, Target)} == {"sigmoid"}
+    assert (made.target.ignore_index, made.target.case_ids) == (255, ("a",))
+    made.target.alpha.fill_(0.1)
+    label = torch.ones(1, 1, 4, 4, dtype=torch.int32)
+    label[..., 0] = 255
+    made(torch.zeros(1, 1, 4, 4, requires_grad=True), label, context={"case_id": ["a"]}).backward()
+    target = made.target(label, 1, spatial_dims=2, context={"case_id": ["a"]})
+    torch.testing.assert_close(target.probs[..., 1:], torch.full((1, 1, 4, 3), 0.8))
+    assert not target.valid[..., 0].any()
+
+
+def test_perturbation_says_nothing_else_than_the_data_set():
+    with pytest.raises(
+        CommandError, match=r"^perturbation\.activation: expected softmax, which is what the data set says, but got sigmoid\. Leave it out"
+    ):
+        perturbed("densecal.losses.CrossEntropyLoss", said="sigmoid")

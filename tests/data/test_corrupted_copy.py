@@ -199,3 +199,14 @@ def test_read_known_errors_refuses_another_table(tmp_path):
     (tmp_path / "a.csv").write_text("case_id,kind\ns1,shift\n")
     with pytest.raises(ValueError, match=r"a.csv: is no corruptions.csv of densecal-corrupt"):
         read_known_errors(tmp_path / "a.csv")
+
+
+def test_regions_change_nothing(make_set, tmp_path):
+    """Errors are made in the classes of the files."""
+    card = make_set(4)
+    of_classes = copy(card, tmp_path / "classes")
+    assert copy(override_card(card, {"regions": {"whole": [1, 2]}}), tmp_path / "regions") == of_classes
+    for one in of_classes:
+        (path,) = (tmp_path / "classes").rglob(f"labels*/{one.case_id}.nii.gz")
+        again = tmp_path / "regions" / path.relative_to(tmp_path / "classes")
+        assert np.array_equal(nib.load(again).get_fdata(), nib.load(path).get_fdata())

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from volumes import AFFINE, save
 
 from densecal.cli.check_data import main
-from densecal.data import SegmentationData
+from densecal.data import PredictionFolder, SegmentationData
 from densecal.data.card import RATER_FUSIONS, DataCard
 from densecal.data.card_labels import CardLabels
 from densecal.data.dataset import CaseDataset
@@ -28,6 +28,7 @@ from densecal.data.layouts import find_cases
 from densecal.data.raters import draw, fuse, majority_of_raters, mean_of_raters, pairwise_dice, staple_of_raters
 from densecal.data.validate import find_problems
 from densecal.data.volumes.nifti import read_nifti
+from densecal.targets import RaterMeanTarget
 
 each_kind = pytest.mark.parametrize("kind", ["images", "volumes"])
 needs_simpleitk = pytest.mark.skipif(importlib.util.find_spec("SimpleITK") is None, reason="no SimpleITK")
@@ -383,3 +384,61 @@ def test_saved_predictions_meet_the_mean(kind: str, tmp_path: Path) -> None:
         values = torch.from_numpy(file.read())
         mean = mean_of_raters(stored(case), len(card.classes), ignore_index=9)
         assert torch.equal(values if kind == "images" else values.movedim(-1, 0), mean)
+
+
+# Regions
+
+
+def of_regions(raters: torch.Tensor, regions: dict[str, list[int]], ignore: int = 9) -> torch.Tensor:
+    """Which regions each rater sees, ``(R, K, *spatial)``."""
+    inside = torch.stack([torch.stack([torch.isin(one, torch.tensor(classes)) for classes in regions.values()]) for one in raters])
+    return torch.where((raters == ignore).unsqueeze(1), ignore, inside.long())
+
+
+def region_shares(raters: torch.Tensor, regions: dict[str, list[int]], ignore: int = 9) -> torch.Tensor:
+    """Share of the raters with a class who see each region, ``(K, *spatial)``."""
+    maps = of_regions(raters, regions, ignore).double()
+    counted = (maps != ignore).sum(0)
+    return torch.where(counted > 0, torch.where(maps == ignore, 0, maps).sum(0) / counted.clamp(min=1), float(ignore)).float()
+
+
+REGIONS = {"images": {"car": [1]}, "volumes": {"right": [2], "both": [1, 2]}}
+
+
+@each_kind
+def test_regions_are_made_of_every_rater(kind: str, tmp_path: Path) -> None:
+    """A task sees one map per rater and region; the mean of them is what the mean of the raters would have been."""
+    size = [43, 52] if kind == "images" else [14, 13, 10]
+    card = make_panel(tmp_path, kind, cases=6, rater_fusion="all", augment=False, patch_size=size, regions=REGIONS[kind])
+    data = SegmentationData(card, progress=False)
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    count = len(REGIONS[kind])
+    assert batch["label"].shape == (2, count, *size)
+    assert batch["rater_labels"].shape == (2, 3, count, *size)
+    target = RaterMeanTarget(activation="sigmoid", ignore_index=9)
+    probs = target(batch["label"], count, spatial_dims=len(size), context={"rater_labels": batch["rater_labels"]}).probs
+    for case_id, image, raters, mean in zip(batch["case_id"], batch["image"], batch["rater_labels"], probs, strict=True):
+        (case,) = (case for case in data.splits["train"] if case.id == case_id)
+        inside = (image != 0).any(0)  # padding is exactly 0
+        box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in torch.nonzero(inside).T)
+        assert torch.equal(raters[(slice(None), slice(None), *box)].long(), of_regions(stored(case), REGIONS[kind]))
+        shares = region_shares(stored(case), REGIONS[kind])
+        torch.testing.assert_close(mean[(slice(None), *box)], torch.where(shares == 9, 0.0, shares))
+
+
+@each_kind
+def test_regions_are_held_against_the_share_of_the_raters(kind: str, tmp_path: Path) -> None:
+    """In validation, of a run and of saved probabilities."""
+    card = make_panel(tmp_path, kind, cases=6, rater_fusion="random", regions=REGIONS[kind])
+    data = SegmentationData(card, progress=False)
+    for batch in data.val_dataloader():
+        (case,) = (case for case in data.splits["val"] if case.id == batch["case_id"][0])
+        expected = region_shares(stored(case), REGIONS[kind])
+        torch.testing.assert_close(data.on_after_batch_transfer(batch, 0)["label"][0], expected)
+        labels = CardLabels(card, [case], tmp_path)
+        values = torch.from_numpy(labels.open(labels.files[case.id]).read())
+        torch.testing.assert_close(values if kind == "images" else values.movedim(-1, 0), expected)
+        folder = tmp_path / f"probs_{case.id}"
+        folder.mkdir()
+        np.savez(folder / f"{case.id}_probs.npz", probs=np.full(expected.shape, 0.5, np.float32))
+        torch.testing.assert_close(PredictionFolder(folder, labels)[case.id].label.float(), expected)

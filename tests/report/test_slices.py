@@ -184,6 +184,18 @@ def test_slice_panels_of_regions():
     assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["core", "whole"]
 
 
+def test_agreement_on_regions_is_that_on_the_one_in_doubt():
+    """Per pixel: all raters agree on both regions, half see the first, a quarter do not see the second, ignored."""
+    label = np.array([[[0, 0.5, 1, 255]], [[1, 1, 0.75, 255]]], np.float32)
+    panel = slice_panels(Example("a", np.ones((1, 4)), label, np.full((2, 1, 4), 0.5)), REGIONS)[0]
+    assert panel.names == ("Image", "Truth", "Prediction", AGREEMENT, "Confidence", "Error")
+    agreement = [panel.images[3][0, panel.images[3].shape[1] * (2 * i + 1) // 8].astype(int) for i in range(4)]
+    for found, share in zip(agreement, (1.0, 0.5, 0.75), strict=False):
+        expected = np.array(colormaps[CONFIDENCE_COLORMAP](2 * share - 1)[:3]) * 255
+        assert abs(found - expected).max() <= 1
+    assert tuple(agreement[3]) in ((128, 128, 128), (158, 158, 158))
+
+
 def test_slice_panels_of_a_region_go_through_it():
     volume, schema = example(), LabelSchema(("lesion",), background=None, activation="sigmoid")
     panels = slice_panels(Example("a", volume.image, volume.label[None], volume.probs[1:]), schema)

@@ -12,15 +12,17 @@ import lightning as L
 import pytest
 import torch
 from pictures import make_scenes
-from teachers import CARD, IMAGES, write_pointwise, write_teacher
+from teachers import CARD, IMAGES, REGIONS, write_pointwise, write_teacher
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from volumes import blob, save
 
 from densecal.data import DataCard, SegmentationData, load_card
 from densecal.data.card import Augmentation
+from densecal.data.soft_labels import channels
 from densecal.inference import Predictor, WholeImage, cases_of_split, write_prediction
 from densecal.losses import CompoundLoss, CrossEntropyLoss, DeepSupervisionLoss, DistillationLoss
+from densecal.ops.activation import probabilities
 from densecal.targets import TeacherTarget
 from densecal.tasks import CachedTeachers, DistillationTask, OnlineTeachers
 from densecal.terms import CrossEntropy, NeighbourConstraint
@@ -130,12 +132,12 @@ def test_teachers_draw_nothing(tmp_path):
 
 
 @each_kind
-def test_overlapping_regions_are_taught_channel_by_channel(card, two):
+def test_overlapping_regions_are_taught_channel_by_channel(card, tmp_path):
     """A channel per region, each with an activation of its own; a pixel may be in several."""
-    task, batch = make_task(card, OnlineTeachers(two, card=card)), make_batch(card)
-    task.loss = DistillationLoss(
-        activation="sigmoid", mix=1.0, weight_ce=1.0, weight_overlap=0.0
-    )  # which tasks take regions is not the teachers' affair
+    card = replace(card, regions=REGIONS)
+    two = [str(write_teacher(tmp_path / f"{seed}.ckpt", card, seed=seed)) for seed in (1, 2)]
+    loss = DistillationLoss(activation="sigmoid", mix=1.0, weight_ce=1.0, weight_overlap=0.0)
+    task, batch = make_task(card, OnlineTeachers(two, card=card), loss), make_batch(card)
     batch["label"] = (torch.rand(2, 3, *card.patch_size) < 0.5).long()
     task.train()
     logits = task.model(batch["image"])
@@ -170,16 +172,17 @@ def test_loss_that_does_not_listen_is_refused(tmp_path):
     [
         (
             {"classes": ["background", "right", "left"]},
-            r"knows the classes \['background', 'left', 'right'\], but blobs has \['background', 'right', 'left'\]",
+            r"knows the classes \['background', 'left', 'right'\], but blobs has the classes \['background', 'right', 'left'\]",
         ),
         ({"classes": ["background", "left"]}, "knows the classes"),
+        ({"regions": REGIONS}, r"knows the classes \['background', 'left', 'right'\], but blobs has the regions \{'left': \['left'\], 'right'"),
         ({"image_channels": 2}, r"takes 1 channel\(s\) in 3D, but blobs has 2 in 3D"),
         ({"patch_size": [8, 8], "foreground_fraction": None, "normalisation": "zscore"}, r"takes 1 channel\(s\) in 3D, but blobs has 1 in 2D"),
         ({"normalisation": "percentile"}, "trained with data.normalisation=zscore, but the student has percentile.*distillation=cached"),
         ({"spacing": [2.0, 1.0, 1.0]}, r"data\.spacing=None, but the student has \[2.0, 1.0, 1.0\]"),
         ({"patch_size": [9, 8, 8]}, r"cannot take patches of 9 x 8 x 8 \(.*trained on 8 x 8 x 8"),
     ],
-    ids=["other-order", "fewer-classes", "channels", "dimensions", "normalisation", "spacing", "patch"],
+    ids=["other-order", "fewer-classes", "regions", "channels", "dimensions", "normalisation", "spacing", "patch"],
 )
 def test_teacher_that_does_not_fit_is_named(change, message, tmp_path):
     path = write_teacher(tmp_path / "other.ckpt")
@@ -223,17 +226,15 @@ def folder_of(path: Path, **manifest: Any) -> str:
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_cached_probabilities_teach_as_their_logits_do(activation, temperature, tmp_path):
-    names = list(CARD.classes)
-    folders = [folder_of(tmp_path / name, teacher=name, classes=names, activation=activation) for name in ("a", "b")]
-    teachers = CachedTeachers(folders, card=CARD)
+    card = CARD if activation == "softmax" else replace(CARD, regions=REGIONS)
+    teachers = CachedTeachers([folder_of(tmp_path / name, teacher=name, **channels(card)) for name in ("a", "b")], card=card)
     assert teachers.fingerprints == ("a", "b")
     z = 2 * torch.randn(2, 2, 3, *CARD.patch_size, generator=torch.Generator().manual_seed(3))
     probs = z.softmax(2) if activation == "softmax" else z.sigmoid()
     batch = make_batch(CARD) | {f"teacher_probs_{number}": one for number, one in enumerate(probs)}
     if activation == "sigmoid":
         batch["label"] = (torch.rand(2, 3, *CARD.patch_size) < 0.5).long()
-    task = make_task(CARD, teachers)
-    task.loss = DistillationLoss(temperature=temperature, activation=activation)
+    task = make_task(card, teachers, DistillationLoss(temperature=temperature, activation=activation))
     task.train()
     logits = task.model(batch["image"])
     total, _ = task.losses(logits, batch)
@@ -249,6 +250,26 @@ def test_whole_cases_have_no_cached_probabilities(tmp_path):
 def test_cached_probabilities_of_other_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"soft labels are of the classes \['a', 'b', 'c'\], but blobs has"):
         CachedTeachers([folder_of(tmp_path / "a", classes=["a", "b", "c"])], card=CARD)
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ({}, r"are of the classes \['left', 'right', 'both'\], but blobs has \['background', 'left', 'right'\]"),
+        ({"left": [0], "right": [2], "both": [1, 2]}, r"are of the regions \{'left': \['left'\], .*, but blobs has \{'left': \['background'\]"),
+    ],
+    ids=["classes", "other-regions"],
+)
+def test_teachers_of_other_regions_are_refused(regions, message, tmp_path):
+    taught = replace(CARD, regions=REGIONS)
+    folder, path = folder_of(tmp_path / "soft", teacher="a", **channels(taught)), write_teacher(tmp_path / "t.ckpt", taught)
+    OnlineTeachers([str(path)], card=taught)
+    CachedTeachers([folder], card=taught)
+    other = replace(CARD, regions=regions)
+    with pytest.raises(ValueError, match=message):
+        CachedTeachers([folder], card=other)
+    with pytest.raises(ValueError, match=r"the teacher knows the regions \{'left': \['left'\]"):
+        OnlineTeachers([str(path)], card=other)
 
 
 def volumes(root: Path) -> DataCard:
@@ -267,10 +288,14 @@ def scenes(root: Path) -> DataCard:
     return replace(load_card(make_scenes(root)), root=str(root), pipeline=pipeline, patch_size=[48, 32])
 
 
-@pytest.mark.parametrize("make", [volumes, scenes])
-def test_written_soft_labels_stay_with_their_pixels(make, tmp_path):
+@pytest.mark.parametrize(
+    ("make", "regions"),
+    [(volumes, {}), (scenes, {}), (volumes, {"left": [1]}), (scenes, {"car": ["car"], "on earth": ["car", "road"]})],
+    ids=["volumes", "images", "a-region-of-volumes", "regions-of-images"],
+)
+def test_written_soft_labels_stay_with_their_pixels(make, regions, tmp_path):
     """A teacher that looks at one pixel at a time says of a patch what it has said of the image there: cut and mirrored alike, to the precision they are kept in."""
-    card = make(tmp_path)
+    card = replace(make(tmp_path), regions=regions)
     path = write_pointwise(tmp_path / "teacher.ckpt", card)
     predictor, folder = Predictor.from_run(path), tmp_path / "soft"
     for case in cases_of_split(card, "train")[1]:
@@ -280,7 +305,7 @@ def test_written_soft_labels_stay_with_their_pixels(make, tmp_path):
     padded = 0
     for batch in data.train_dataloader():
         valid = (batch["label"][:, 0] != card.ignore_index).unsqueeze(1)
-        now, before = (teachers.logits(batch)[0].softmax(1) for teachers in (online, cached))
+        now, before = (probabilities(teachers.logits(batch)[0], card.schema.activation) for teachers in (online, cached))
         assert now.std() > 0.05
         torch.testing.assert_close(torch.where(valid, before, 0.0), torch.where(valid, now, 0.0), rtol=0, atol=1e-3)
         padded += int((~valid).sum())
