@@ -7,9 +7,11 @@ anything is timed. Contenders take turns, so that a machine that slows down slow
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib
 import importlib.util
+import itertools
 import json
 import math
 import statistics
@@ -158,12 +160,11 @@ class Row:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="2,14,64,64,64", help="of the logits, N,C,*spatial (default: %(default)s)")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the logits (default: %(default)s)")
+    parser.add_argument("--shape", nargs="+", default=["2,14,64,64,64"], help="of the logits, N,C,*spatial; one or more (default: %(default)s)")
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["float32"], help="of the logits; one or more (default: %(default)s)")
     parser.add_argument("--label-dtype", choices=["int64", "uint8"], default="int64", help="of the labels ours are handed (default: %(default)s)")
-    parser.add_argument(
-        "--labels", choices=["regions", "blocks"], default="regions", help="about 5%% boundary, or random blocks of 8 (default: %(default)s)"
-    )
+    kinds = "about 5%% boundary, or random blocks of 8; one or both (default: %(default)s)"
+    parser.add_argument("--labels", nargs="+", choices=["regions", "blocks"], default=["regions"], help=kinds)
     parser.add_argument("--only", default="", help="measures with this in their name, and PyTorch's cross-entropy (default: all)")
     parser.add_argument("--repeats", type=int, default=10, help="measurements (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
@@ -172,27 +173,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
-    """Print a table; whether all contenders of a measure agree."""
+    """Print a table for each kind of labels, type and shape; whether all contenders of a measure agree."""
     try:
-        shape = tuple(int(n) for n in args.shape.split(","))
+        shapes = [tuple(int(n) for n in shape.split(",")) for shape in args.shape]
     except ValueError:
-        parser.error(f"--shape: expected numbers with commas between, but got {args.shape!r}")
-    if not 3 <= len(shape) <= 5 or min(shape) < 1 or shape[1] < 2 or args.repeats < 1:
+        parser.error(f"--shape: expected numbers with commas between, but got {' '.join(args.shape)}")
+    if args.repeats < 1 or any(not 3 <= len(shape) <= 5 or min(shape) < 1 or shape[1] < 2 for shape in shapes):
         parser.error("expected a shape N,C,*spatial with at least 2 classes, and at least one repeat")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device: there is no CUDA device")
     torch.set_num_threads(args.threads)
     sink = _Sink(args.out)
-    labels = label_map(shape, args.labels, args.device)
-    sink.line(f"## {' x '.join(map(str, shape))}, {args.dtype}, {args.labels}\n")
-    for line in _header(args, shape, labels):
+    for line in _header(args):
         sink.line(line)
     agree = True
-    rows = []
-    for row in _measure(args, shape, labels, sink):
-        agree = agree and "differs" not in row.note
-        rows.append(row)
-    sink.draw(rows, f"{' x '.join(map(str, shape))}, {args.dtype}, {args.labels}, {_where(args)}")
+    for kind, dtype, shape in itertools.product(args.labels, args.dtype, shapes):
+        labels = label_map(shape, kind, args.device)
+        title = f"{' x '.join(map(str, shape))}, {dtype}, {kind}"
+        for line in _table_header(title, shape, DTYPES[dtype], labels, args.label_dtype):
+            sink.line(line)
+        rows = list(_measure(args, shape, dtype, kind, labels, sink))
+        agree = agree and not any("differs" in row.note for row in rows)
+        sink.draw(rows, f"{title}, {_where(args)}")
     return agree
 
 
@@ -236,16 +238,11 @@ def _where(args: argparse.Namespace) -> str:
     return torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU, {args.threads} thread{'s' if args.threads != 1 else ''}"
 
 
-def _header(args: argparse.Namespace, shape: Sequence[int], labels: Tensor) -> Iterator[str]:
-    size = math.prod(shape) * DTYPES[args.dtype].itemsize
+def _header(args: argparse.Namespace) -> Iterator[str]:
     versions = f"torch {torch.__version__}"
     if importlib.util.find_spec("triton"):
         versions += f", triton {importlib.import_module('triton').__version__}"
-    yield f"{_where(args)}, {versions}, {args.repeats} measurements."
-    yield (
-        f"Logits {' x '.join(map(str, shape))} {args.dtype}, {size / 2**20:.0f} MiB; labels {args.label_dtype} for densecal and int64 for others, "
-        f"{args.labels}: {100 * _boundary_share(labels):.1f} % of the pixels have a neighbour of another class.\n"
-    )
+    yield f"{_where(args)}, {versions}, {args.repeats} measurements.\n"
     if args.device.startswith("cuda"):
         yield f"A copy from device to device moves {_copy_speed(args.device):.0f} GB/s.\n"
     if (reason := why_not_triton(torch.device(args.device))) is not None:
@@ -253,6 +250,14 @@ def _header(args: argparse.Namespace, shape: Sequence[int], labels: Tensor) -> I
     yield (
         "Times in ms, 20 / 50 / 80 %; replay: forward and backward from a CUDA graph; ratio: median of both to that of PyTorch's cross-entropy; memory: peak "
         "above what there was before, in multiples of the logits; GB/s: three passes over the logits and two over the labels in that time.\n"
+    )
+
+
+def _table_header(title: str, shape: Sequence[int], dtype: torch.dtype, labels: Tensor, label_dtype: str) -> Iterator[str]:
+    yield f"## {title}\n"
+    yield (
+        f"Logits of {math.prod(shape) * dtype.itemsize / 2**20:.1f} MiB; labels {label_dtype} for densecal and int64 for others; "
+        f"{100 * _boundary_share(labels):.1f} % of the pixels have a neighbour of another class.\n"
     )
     yield "| measure | library | forward | backward | both | replay | ratio | memory | GB/s | value |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
@@ -323,15 +328,15 @@ def _chosen(args: argparse.Namespace) -> list[Contender]:
     return [c for c in chosen if importlib.util.find_spec(c.module) and not (no_kernels and c.library == "densecal, triton")]
 
 
-def _measure(args: argparse.Namespace, shape: tuple[int, ...], labels: Tensor, sink: _Sink) -> Iterator[Row]:
-    dtype, device = DTYPES[args.dtype], args.device
+def _measure(args: argparse.Namespace, shape: tuple[int, ...], dtype_name: str, kind: str, labels: Tensor, sink: _Sink) -> Iterator[Row]:
+    dtype, device = DTYPES[dtype_name], args.device
     generator = torch.Generator(device).manual_seed(0)
     logits = torch.randn(shape, generator=generator, device=device).mul_(3).to(dtype).requires_grad_()
     narrow = labels.to(getattr(torch, args.label_dtype))
     losses = {c: _on(c.make(shape[1], len(shape) - 2), device) for c in _chosen(args)}
     rows = {c: Row(c.measure, c.library) for c in losses}
     for contender, row in rows.items():
-        row.note = _disagreement(contender, shape, device)
+        row.note = _disagreement(contender, (2, shape[1], *(min(side, 9 + axis) for axis, side in enumerate(shape[2:]))), device)
     times: dict[Contender, list[tuple[float, float]]] = {contender: [] for contender in losses}
     for repeat in range(args.repeats + 2):  # the first two warm up: kernels compile, allocators grow
         for contender, loss in losses.items():
@@ -359,7 +364,7 @@ def _measure(args: argparse.Namespace, shape: tuple[int, ...], labels: Tensor, s
             moved = 3 * size + 2 * given.numel() * given.element_size()
             if contender.ours and device.startswith("cuda"):
                 row.gigabytes_per_second = moved / (row.both[1] / 1e3) / 1e9
-        about = {"shape": list(shape), "dtype": args.dtype, "labels": args.labels, "device": _where(args), "torch": torch.__version__}
+        about = {"shape": list(shape), "dtype": dtype_name, "labels": kind, "device": _where(args), "torch": torch.__version__}
         sink.row(row, about)
         yield row
 
@@ -440,14 +445,14 @@ def _replay(loss: Loss, logits: Tensor, labels: Tensor, device: str) -> float:
         _free(logits)
 
 
-def _disagreement(contender: Contender, shape: Sequence[int], device: str) -> str:
+@functools.cache
+def _disagreement(contender: Contender, small: tuple[int, ...], device: str) -> str:
     """What is wrong with a contender's value and gradient on a small input, against densecal's by PyTorch in double precision; empty if nothing."""
-    small = (2, shape[1], *(min(side, 9 + i) for i, side in enumerate(shape[2:])))
     labels = label_map(small, "blocks", device)
     logits = 3 * torch.randn(small, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     reference = next(c for c in CONTENDERS if c.measure == contender.measure and c.library == "densecal, torch")
     (value, gradient), (expected, expected_gradient) = (
-        _value_and_gradient(_on(c.make(shape[1], len(shape) - 2), device), logits.to(dtype), labels)
+        _value_and_gradient(_on(c.make(small[1], len(small) - 2), device), logits.to(dtype), labels)
         for c, dtype in ((contender, torch.float32), (reference, torch.float64))
     )
     largest = expected_gradient.abs().max()
