@@ -59,11 +59,14 @@ from densecal.ops.neighbourhood import Kernel
 
 __all__ = ["INTERPRETED", "label_losses"]
 
+# The next three were chosen for 16-byte accesses and enough bytes in flight; no GPU was there to measure them on.
 BLOCK = 512
 """Pixels of a program, a power of two."""
 NUM_WARPS = 4
-KEPT_FROM = 17
-"""Number of classes from which on the forward pass keeps the log-sum-exp of each pixel."""
+STAGES = 3
+"""Classes whose logits are on their way while one is worked on, and that one."""
+KEPT_FROM = 7
+"""The forward pass keeps the log-sum-exp of each pixel where its logits take at least so many times as much memory."""
 
 _BORDERS = {"replicate": 0, "renormalize": 1, "zeros": 2}
 _NORMS = {"l1": 1, "l2": 2}
@@ -177,7 +180,7 @@ def _kernel(
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, TARGET_BORDER: tl.constexpr,
     PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, PRIOR_BORDER: tl.constexpr,
     BACKWARD: tl.constexpr, KEPT: tl.constexpr, PER_PIXEL: tl.constexpr, FLAT: tl.constexpr,
-    BLOCK: tl.constexpr, REAL: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr, REAL: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     image = program // blocks
@@ -233,7 +236,7 @@ def _kernel(
         mass += 1.0
     else:
         plane = logits
-        for c in range(C):
+        for c in tl.range(0, C, num_stages=STAGES):
             z = tl.where(counts, tl.load(plane + offset, mask=there, other=0.0), 0.0).to(REAL)
             plane += logits_c
             larger = tl.maximum(largest, z)
@@ -264,7 +267,7 @@ def _kernel(
         per_class = overlaps
         if OVERLAP > 0 and not BACKWARD:
             per_class += program * 4 * C
-        for c in range(C):
+        for c in tl.range(0, C, num_stages=STAGES):
             z = tl.where(counts, tl.load(plane + offset, mask=there, other=0.0), 0.0).to(REAL)
             plane += logits_c
             if MARGIN >= 0:
@@ -351,7 +354,7 @@ def _kernel(
         # Last loop: the gradient.
         plane = logits
         out = gradient + image * gradient_n
-        for c in range(C):
+        for c in tl.range(0, C, num_stages=STAGES):
             z = tl.where(counts, tl.load(plane + offset, mask=there, other=0.0), 0.0).to(REAL)
             plane += logits_c
             slope = tl.zeros((BLOCK,), REAL)
@@ -538,9 +541,8 @@ class _Call:
         # Where the log-sum-exp alone gives the gradient: margins need the largest logit, and class weights or a border of zeros the sum of the target.
         weighted = launch.entropy is not None and launch.entropy.class_weights is not None
         open_border = launch.shares.kernel is not None and launch.shares.border == "zeros"
-        self.kept = (
-            logits.shape[1] >= KEPT_FROM and launch.margin is None and not weighted and not open_border and bool(launch.entropy or launch.overlap)
-        )
+        enough = launch.margin is None and not weighted and not open_border and bool(launch.entropy or launch.overlap)
+        self.kept = enough and logits.shape[1] * logits.element_size() >= KEPT_FROM * self.real.itemsize
 
     def __call__(
         self,
@@ -586,7 +588,7 @@ class _Call:
                 TD=target_size[0], TH=target_size[1], TW=target_size[2], TARGET_BORDER=_BORDERS[shares.border],
                 PD=prior_size[0], PH=prior_size[1], PW=prior_size[2], PRIOR_BORDER=_BORDERS[prior.border],
                 BACKWARD=backward, KEPT=kept is not None, PER_PIXEL=launch.per_pixel, FLAT=self.flat,
-                BLOCK=BLOCK, REAL=tl.float64 if self.real == torch.float64 else tl.float32, INDEX=tl.int64 if self.wide else tl.int32,
+                BLOCK=BLOCK, STAGES=STAGES, REAL=tl.float64 if self.real == torch.float64 else tl.float32, INDEX=tl.int64 if self.wide else tl.int32,
                 num_warps=NUM_WARPS,
             )  # fmt: skip
 

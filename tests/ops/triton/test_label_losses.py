@@ -120,6 +120,16 @@ def test_targets(name):
     hold(given, [entropy(shares, num_classes=given.num_classes)], per_pixel=name.startswith("svls"))
 
 
+@pytest.mark.parametrize("border", ["replicate", "renormalize", "zeros"])
+def test_one_class_everywhere(border):
+    """The target is the label, but for a border of zeros, of which it takes a part."""
+    logits, labels = Input((7,), 2).make()
+    labels = torch.where(labels == -100, labels, 1)
+    part = CrossEntropyPart(LabelShares(mean_kernel(3, 1), border))
+    expected, found = (evaluate(f, logits, labels, [part], ignore_index=-100) for f in (label_losses, fused))
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("per_pixel", [False, True], ids=["sum", "pixels"])
 def test_types_and_layouts(dtype, per_pixel):
@@ -184,7 +194,7 @@ def test_all_parts_in_one_launch(monkeypatch):
 
 @pytest.mark.parametrize("weights", [False, True], ids=["kept", "found-again"])
 def test_many_classes_over_several_programs(monkeypatch, weights):
-    """From 17 classes on the log-sum-exp is kept for the gradient, where that is all it takes."""
+    """With so many the log-sum-exp is kept for the gradient, where that is all it takes."""
     from densecal.ops.triton import label_losses as module
 
     monkeypatch.setattr(module, "BLOCK", 32)
@@ -242,7 +252,7 @@ def test_a_label_that_is_no_class_makes_the_loss_nan(wrong):
 
 
 def test_ignore_index_may_be_a_class_number():
-    hold(Input((41,), ignore_index=1), [entropy(LabelShares(mean_kernel(3, 1))), NeighbourPart(LabelShares(mean_kernel(5, 1), "zeros"))])
+    hold(Input((41,), batch=1, ignore_index=1), [entropy(LabelShares(mean_kernel(3, 1))), NeighbourPart(LabelShares(mean_kernel(5, 1), "zeros"))])
 
 
 def test_the_same_bits_twice(monkeypatch):
