@@ -46,7 +46,7 @@ class Input:
         if self.layout == "channels_last":
             logits = logits.movedim(1, -1).contiguous().movedim(-1, 1)
         elif self.layout == "strided":
-            logits = torch.stack([logits, logits], -1)[..., 1]
+            logits = torch.stack([logits, logits], -1).transpose(-2, 2).contiguous().transpose(-2, 2)[..., 1]  # no axis beside its neighbour
             labels = labels.transpose(-1, 1).contiguous().transpose(-1, 1)
         return logits, labels
 
@@ -109,7 +109,7 @@ TARGETS = {
     "mean-zeros-1d": (Input((7,)), LabelShares(mean_kernel(5, 1), "zeros")),
     "svls-replicate-3d": (Input((3, 4, 3), batch=1), LabelShares(svls_kernel(3, (1.0, 2.0, 0.5), 3))),
     "mean-zeros-3d": (Input((2, 3, 3), 2, batch=1), LabelShares(mean_kernel((1, 3, 3), 3), "zeros")),
-    "spacing-per-image": (Input((7,)), LabelShares(svls_kernel(3, 1.0, 1, spacing=torch.tensor([[1.0], [2.5]])))),
+    "spacing-per-image": (Input((7,)), LabelShares(svls_kernel(5, 1.0, 1, spacing=torch.tensor([[1.0], [2.5]])))),
     "one-pixel": (Input((1, 1), ignore_index=1), LabelShares(svls_kernel(3, 1.0, 2))),
 }
 
@@ -192,17 +192,52 @@ def test_all_parts_in_one_launch(monkeypatch):
     assert len(launches) == 2
 
 
-@pytest.mark.parametrize("weights", [False, True], ids=["kept", "found-again"])
-def test_many_classes_over_several_programs(monkeypatch, weights):
-    """With so many the log-sum-exp is kept for the gradient, where that is all it takes."""
+def test_many_classes_over_several_programs(monkeypatch):
     from densecal.ops.triton import label_losses as module
 
     monkeypatch.setattr(module, "BLOCK", 32)
-    given = Input((41,), 17, batch=1)
-    call = module._Call(module._Launch(-100, False, entropy=entropy(LabelShares(), weights, 17)), *given.make())
-    assert (call.kept, call.programs) == (not weights, 2)
     shares = LabelShares(svls_kernel(3, 1.0, 1))
-    hold(given, [entropy(shares, weights, 17), OverlapPart(shares)])
+    hold(Input((41,), 17, batch=1), [entropy(shares, False, 17), OverlapPart(shares)])
+
+
+@pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
+def test_a_boundary_between_programs(monkeypatch, upwards):
+    """Pixels of one class whose windows reach the other one in another program."""
+    from densecal.ops.triton import label_losses as module
+
+    monkeypatch.setattr(module, "BLOCK", 4)
+    logits, _ = Input((8,), 2, batch=1).make()
+    labels = (torch.arange(8, device=DEVICE).unsqueeze(0) < 4) != upwards
+    part = CrossEntropyPart(LabelShares(svls_kernel(3, 1.0, 1)))
+    expected, found = (evaluate(f, logits, labels.long(), [part], ignore_index=-100) for f in (label_losses, fused))
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+
+
+MANY = LabelShares(svls_kernel(3, 1.0, 1))
+ZEROS = LabelShares(svls_kernel(3, 1.0, 1), "zeros")
+
+
+@pytest.mark.parametrize(
+    ("kept", "parts"),
+    [
+        (True, [entropy(MANY, False, 17), OverlapPart(MANY)]),
+        (True, [OverlapPart(LabelShares())]),
+        (False, [entropy(MANY, True, 17)]),
+        (False, [entropy(ZEROS, False, 17)]),
+        (False, [entropy(MANY, False, 17), MARGINS["mbls"]]),
+        (False, [NeighbourPart(MANY)]),
+    ],
+    ids=["plain", "overlap", "weights", "zeros", "margin", "neighbour"],
+)
+def test_log_sum_exp_is_kept_where_it_is_all_that_the_gradient_takes(kept, parts):
+    from densecal.ops.triton import label_losses as module
+
+    given = Input((7,), 17, batch=1)
+    launch = module._Launch(-100, False)
+    for part in parts:
+        launch.add(part)
+    assert module._Call(launch, *given.make()).kept == kept
+    hold(given, parts)
 
 
 def test_wide_offsets(monkeypatch):
