@@ -1,4 +1,5 @@
-"""``densecal-benchmark``: ours beside others' on the same input in one run; time and memory of metrics, and the speed of loading images.
+"""``densecal-benchmark``: ours beside others' on the same input in one run; time and memory of metrics and losses, and the speed of loading
+images.
 
 A contender takes images one after the other and then gives its number, as in a validation. Contenders take turns, so that a machine that slows down slows
 all of them; what is printed are quantiles. Memory is what a process of its own takes at its peak above what it took before the first image.
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CONTENDERS", "Contender", "main", "quantiles"]
+__all__ = ["CONTENDERS", "Contender", "main", "process_memory", "quantiles"]
 
 NUM_BINS = 15
 
@@ -133,9 +134,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_arguments(metrics)
     loading = subjects.add_parser("data", help="images per second", description="Our loader of images and the same pipeline written by hand.")
     _add_data_arguments(loading)
+    losses = subjects.add_parser("losses", help="time and memory, forward and backward", description="Losses of several libraries.")
+    from densecal.cli import benchmark_losses  # which takes its quantiles from here
+
+    benchmark_losses.add_arguments(losses)
     args = parser.parse_args(argv)
     if args.subject == "metrics":
         same = _compare(args, metrics)
+    elif args.subject == "losses":
+        same = benchmark_losses.run(args, losses)
     else:
         from densecal.cli.benchmark_data import run  # not all that trains is needed for metrics
 
@@ -294,15 +301,15 @@ def _measure_memory(place: int, shape: tuple[int, ...], count: int, threads: int
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux then counts the peak anew
-        before = _status("VmRSS")
+        before = process_memory("VmRSS")
         _run(contender, images, num_classes, device)
-        sender.send((_status("VmHWM") - before) / 2**10)
+        sender.send((process_memory("VmHWM") - before) / 2**10)
     except OSError:
         sender.send(float("nan"))
 
 
-def _status(name: str) -> int:
-    """KiB."""
+def process_memory(name: str) -> int:
+    """What Linux says this process has, in KiB: ``"VmRSS"`` now, ``"VmHWM"`` at its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 

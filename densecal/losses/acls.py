@@ -9,6 +9,7 @@ from torch import Tensor
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
 from densecal.schedules import Schedule
@@ -32,6 +33,7 @@ class ACLSLoss(CompoundLoss):
         class_weights: One weight per class, of the cross-entropy.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out of both.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -51,6 +53,7 @@ class ACLSLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         penalty = AdaptiveConditionalMargin(weight_largest=weight_largest, weight_others=weight_others, margin=margin, reduction=reduction)
         super().__init__(
@@ -59,4 +62,5 @@ class ACLSLoss(CompoundLoss):
                 "ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)},
                 "acls": {"weight": weight, "term": penalty},
             },
+            backend=backend,
         )

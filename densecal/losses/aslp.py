@@ -9,6 +9,7 @@ from torch import Tensor
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend
 from densecal.ops.reduction import Reduction
 from densecal.perturbation.adaptive import AdaptivePerturbation
 from densecal.perturbation.rules import CalibrationRule
@@ -36,6 +37,7 @@ class ASLPLoss(CompoundLoss):
         class_weights: One weight per class.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out.
+        backend: Who computes it: ``"auto"``, ``"torch"`` or ``"triton"``, as :class:`densecal.losses.CompoundLoss` says.
 
     Example:
         >>> import torch
@@ -57,6 +59,7 @@ class ASLPLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         target = AdaptivePerturbation(
             case_ids=case_ids,
@@ -67,4 +70,4 @@ class ASLPLoss(CompoundLoss):
             activation=activation,
             ignore_index=ignore_index,
         )
-        super().__init__(target, {"ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)}})
+        super().__init__(target, {"ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)}}, backend=backend)

@@ -9,6 +9,7 @@ from torch import Tensor
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
 from densecal.targets.boundary_smoothing import BoundarySmoothingTarget
@@ -28,6 +29,7 @@ class BoundarySmoothingLoss(CompoundLoss):
         class_weights: One weight per class.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out; a pixel beside one is not smoothed.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -45,6 +47,7 @@ class BoundarySmoothingLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         target = BoundarySmoothingTarget(smoothing=smoothing, kernel_size=kernel_size, activation=activation, ignore_index=ignore_index)
-        super().__init__(target, {"ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)}})
+        super().__init__(target, {"ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)}}, backend=backend)

@@ -8,7 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from densecal.checks import check_logits, plain
+from densecal.checks import check_choice, check_logits, plain
+from densecal.losses.fused import fused_values
+from densecal.ops.backend import BACKENDS, Backend
 from densecal.registry import LOSSES, near_matches
 from densecal.schedules import Level
 from densecal.targets.base import SoftTarget, Target
@@ -29,6 +31,8 @@ class CompoundLoss(nn.Module):
         terms: ``{name: {"weight": float, "term": Term}}``. Names are free and appear in :meth:`terms`; a weight is 0 or more, or a
             :class:`densecal.schedules.Schedule` of such.
         ignore_index: Handed to the target. None keeps the target's own.
+        backend: ``"auto"`` computes by fused kernels, on a GPU, the terms that they cover, and says once in the log which ones they do not; ``"torch"``
+            computes everything by PyTorch's operations, ``"triton"`` everything by kernels, or says why it cannot.
 
     Raises:
         TypeError: If the target or a term is something else.
@@ -45,10 +49,12 @@ class CompoundLoss(nn.Module):
         {'ce': 0.6931, 'dml': 0.3333}
     """
 
-    def __init__(self, target: Target, terms: Mapping[str, Mapping[str, Any]], *, ignore_index: int | None = None) -> None:
+    def __init__(self, target: Target, terms: Mapping[str, Mapping[str, Any]], *, ignore_index: int | None = None, backend: Backend = "auto") -> None:
         super().__init__()
         if not terms:
             raise ValueError("Expected at least one term, {name: {'weight': ..., 'term': ...}}, but got none.")
+        check_choice("backend", backend, BACKENDS)
+        self.backend: Backend = backend
         self.levels = nn.ModuleDict()
         self.parts = nn.ModuleDict()
         for name, entry in terms.items():
@@ -96,22 +102,25 @@ class CompoundLoss(nn.Module):
         """The unweighted value of each term by name; arguments as :meth:`forward`."""
         first = (context or {}).get("output", 0) == 0
         logits, soft_target, context = self._prepared(logits, target, context)
-        if self.training and first:
+        fused = fused_values(self.backend, self._terms(), logits, soft_target, lambda term: _only(context, term.needs))
+        masked = logits if len(fused) == len(self.parts) else _masked(logits, soft_target)
+        if self.training and first and self.wants_training_logits:
             with torch.no_grad():
+                seen = _masked(logits, soft_target)
                 for part in self._members():
-                    part.on_batch(logits, soft_target, context=_only(context, part.needs))
-        return {name: term(logits, soft_target, context=_only(context, term.needs)) for name, term in self._terms()}
+                    if part.wants_training_logits:
+                        part.on_batch(seen, soft_target, context=_only(context, part.needs))
+        return {name: fused[name] if name in fused else term(masked, soft_target, context=_only(context, term.needs)) for name, term in self._terms()}
 
     def _prepared(self, logits: Tensor, target: Tensor, context: Mapping[str, Any] | None) -> tuple[Tensor, SoftTarget, dict[str, Any]]:
-        """What terms are handed: checked logits of at least single precision, the target made from the labels, the side inputs."""
+        """Checked logits, the target made from the labels, the side inputs."""
         logits = plain(logits)
         spatial_dims = check_logits(logits)
         checked = self._checked(context)
         label = align_label(target, logits)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         soft_target = self.target(label, logits.shape[1], spatial_dims=spatial_dims, dtype=dtype, context=_only(checked, self.target.needs))
-        # Whatever stands at an ignored pixel, inf and NaN included, reaches neither a value nor a gradient. Below single precision exp and sums fail.
-        return torch.where(soft_target.valid.unsqueeze(1), logits, 0.0).to(dtype), soft_target, checked
+        return logits, soft_target, checked
 
     def forward(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> Tensor:
         """The loss.
@@ -171,6 +180,11 @@ class CompoundLoss(nn.Module):
         return self.target.case_levels()
 
     @property
+    def wants_training_logits(self) -> bool:
+        """Whether the target or a term learns from the logits of the training batches."""
+        return any(part.wants_training_logits for part in self._members())
+
+    @property
     def wants_validation_logits(self) -> bool:
         """Whether a term learns from :meth:`on_validation_batch`."""
         return any(term.wants_validation_logits for _, term in self._terms())
@@ -179,6 +193,7 @@ class CompoundLoss(nn.Module):
         """Show the terms a batch of a validation; :meth:`on_validation` ends it. Arguments as :meth:`forward`."""
         with torch.no_grad():
             logits, soft_target, context = self._prepared(logits, target, context)
+            logits = _masked(logits, soft_target)
             for _, term in self._terms():
                 if term.wants_validation_logits:
                     term.on_validation_batch(logits, soft_target, context=_only(context, term.needs))
@@ -210,6 +225,12 @@ class CompoundLoss(nn.Module):
                     f"Call the loss with context={{{name!r}: ...}}."
                 )
         return given
+
+
+def _masked(logits: Tensor, target: SoftTarget) -> Tensor:
+    """What terms are handed: whatever stands at an ignored pixel, inf and NaN included, reaches neither a value nor a gradient. Below single
+    precision exp and sums fail."""
+    return torch.where(target.valid.unsqueeze(1), logits, 0.0).to(target.dtype)
 
 
 def _only(context: Mapping[str, Any], needs: tuple[str, ...]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
 from densecal.schedules import Schedule
@@ -49,6 +50,7 @@ class CRaCLoss(CompoundLoss):
         class_weights: One weight per class, of the cross-entropy.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out of both.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -82,6 +84,7 @@ class CRaCLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         constraints = NeighbourConstraint(
             num_classes=num_classes,
@@ -108,4 +111,5 @@ class CRaCLoss(CompoundLoss):
                 "ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)},
                 "crac": {"weight": weight, "term": constraints},
             },
+            backend=backend,
         )

@@ -11,6 +11,7 @@ from densecal.checks import check_choice
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend
 from densecal.registry import LOSSES
 from densecal.schedules import Schedule
 from densecal.targets.teacher import TeacherTarget
@@ -44,6 +45,7 @@ class DistillationLoss(CompoundLoss):
         activation: ``"softmax"``, or ``"sigmoid"`` for regions that may overlap.
         class_weights: One weight per class, for both parts.
         ignore_index: Label to leave out of both.
+        backend: Who computes it: ``"auto"``, ``"torch"`` or ``"triton"``, as :class:`densecal.losses.CompoundLoss` says.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -76,6 +78,7 @@ class DistillationLoss(CompoundLoss):
         activation: Activation = "softmax",
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         check_choice("overlap", overlap, ("dml", "jml"))
         term = (DiceSemimetric if overlap == "dml" else JaccardMetric)(
@@ -92,4 +95,5 @@ class DistillationLoss(CompoundLoss):
                 "ce": {"weight": weight_ce, "term": CrossEntropy(class_weights=class_weights)},
                 overlap: {"weight": weight_overlap, "term": term},
             },
+            backend=backend,
         )

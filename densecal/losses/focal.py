@@ -9,6 +9,7 @@ from torch import Tensor
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
 from densecal.targets.one_hot import OneHotTarget
@@ -27,6 +28,7 @@ class FocalLoss(CompoundLoss):
         class_weights: One weight per class, or None.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -42,9 +44,10 @@ class FocalLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         term = Focal(gamma=gamma, class_weights=class_weights, reduction=reduction)
-        super().__init__(OneHotTarget(activation=activation, ignore_index=ignore_index), {"focal": {"weight": 1.0, "term": term}})
+        super().__init__(OneHotTarget(activation=activation, ignore_index=ignore_index), {"focal": {"weight": 1.0, "term": term}}, backend=backend)
 
 
 @LOSSES.register("dual_focal")
@@ -57,6 +60,7 @@ class DualFocalLoss(CompoundLoss):
         class_weights: One weight per class, or None.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -72,6 +76,9 @@ class DualFocalLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         term = DualFocal(gamma=gamma, class_weights=class_weights, reduction=reduction)
-        super().__init__(OneHotTarget(activation=activation, ignore_index=ignore_index), {"dual_focal": {"weight": 1.0, "term": term}})
+        super().__init__(
+            OneHotTarget(activation=activation, ignore_index=ignore_index), {"dual_focal": {"weight": 1.0, "term": term}}, backend=backend
+        )

@@ -9,6 +9,7 @@ from torch import Tensor
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
 from densecal.targets.one_hot import OneHotTarget
@@ -29,6 +30,7 @@ class LDRLoss(CompoundLoss):
         class_weights: One weight per class, or None.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -46,6 +48,7 @@ class LDRLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         term = LDRKL(temperature=temperature, margin=margin, adapt=adapt, class_weights=class_weights, reduction=reduction)
-        super().__init__(OneHotTarget(activation=activation, ignore_index=ignore_index), {"ldr_kl": {"weight": 1.0, "term": term}})
+        super().__init__(OneHotTarget(activation=activation, ignore_index=ignore_index), {"ldr_kl": {"weight": 1.0, "term": term}}, backend=backend)

@@ -9,6 +9,7 @@ from torch import Tensor
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
 from densecal.schedules import Schedule
@@ -31,6 +32,7 @@ class MbLSLoss(CompoundLoss):
         class_weights: One weight per class, of the cross-entropy.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out of both.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -49,6 +51,7 @@ class MbLSLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__(
             OneHotTarget(activation=activation, ignore_index=ignore_index),
@@ -56,4 +59,5 @@ class MbLSLoss(CompoundLoss):
                 "ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)},
                 "mbls": {"weight": weight, "term": LogitMargin(margin=margin, squared=squared, reduction=reduction)},
             },
+            backend=backend,
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend
 from densecal.registry import LOSSES
 from densecal.schedules import Schedule
 from densecal.targets.one_hot import OneHotTarget
@@ -38,6 +39,7 @@ class ML1ACELoss(CompoundLoss):
         activation: ``"softmax"`` or ``"sigmoid"``.
         class_weights: One weight per class, for all parts.
         ignore_index: Label to leave out of all parts.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -60,6 +62,7 @@ class ML1ACELoss(CompoundLoss):
         activation: Activation = "softmax",
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         dice = DiceSemimetric(
             smooth=smooth,
@@ -76,4 +79,5 @@ class ML1ACELoss(CompoundLoss):
                 "dice": {"weight": weight_dice, "term": dice},
                 "ml1_ace": {"weight": weight, "term": ace},
             },
+            backend=backend,
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
+from densecal.ops.backend import Backend
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
 from densecal.targets.one_hot import OneHotTarget
@@ -31,6 +32,7 @@ class OnlineLabelSmoothingLoss(CompoundLoss):
         class_weights: One weight per class, or None.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -49,6 +51,7 @@ class OnlineLabelSmoothingLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         soft = OnlineLabelSmoothing(num_classes, smoothing=smoothing, class_weights=class_weights, reduction=reduction)
         super().__init__(
@@ -57,4 +60,5 @@ class OnlineLabelSmoothingLoss(CompoundLoss):
                 "ce": {"weight": weight_ce, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)},
                 "soft": {"weight": weight_soft, "term": soft},
             },
+            backend=backend,
         )

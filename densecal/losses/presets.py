@@ -10,6 +10,7 @@ from torch import Tensor
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend
 from densecal.ops.neighbourhood import Border
 from densecal.ops.reduction import Reduction
 from densecal.registry import LOSSES
@@ -36,6 +37,7 @@ class CrossEntropyLoss(CompoundLoss):
         class_weights: One weight per class; see :class:`densecal.terms.CrossEntropy` for what the mean divides by.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -50,9 +52,10 @@ class CrossEntropyLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         ce = CrossEntropy(class_weights=class_weights, reduction=reduction)
-        super().__init__(OneHotTarget(activation=activation, ignore_index=ignore_index), {"ce": {"weight": 1.0, "term": ce}})
+        super().__init__(OneHotTarget(activation=activation, ignore_index=ignore_index), {"ce": {"weight": 1.0, "term": ce}}, backend=backend)
 
 
 @LOSSES.register("label_smoothing")
@@ -66,6 +69,7 @@ class LabelSmoothingLoss(CompoundLoss):
         class_weights: One weight per class.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -83,9 +87,10 @@ class LabelSmoothingLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         target = LabelSmoothingTarget(smoothing=smoothing, spread=spread, activation=activation, ignore_index=ignore_index)
-        super().__init__(target, {"ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)}})
+        super().__init__(target, {"ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)}}, backend=backend)
 
 
 @LOSSES.register("svls")
@@ -101,6 +106,7 @@ class SVLSLoss(CompoundLoss):
         class_weights: One weight per class.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out; it gives no weight to its neighbours.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -119,9 +125,10 @@ class SVLSLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         target = SVLSTarget(kernel_size=kernel_size, sigma=sigma, unit=unit, border=border, activation=activation, ignore_index=ignore_index)
-        super().__init__(target, {"ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)}})
+        super().__init__(target, {"ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)}}, backend=backend)
 
 
 @LOSSES.register("nacl")
@@ -142,6 +149,7 @@ class NACLLoss(CompoundLoss):
         class_weights: One weight per class, of the cross-entropy.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one value per pixel.
         ignore_index: Label to leave out of both.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
         classes: MONAI's number of classes, held against the logits.
         dim: MONAI's number of spatial dimensions, held against the logits.
         kernel_ops: MONAI's name of ``kernel``: ``"mean"``, or its own ``"gaussian"``, which reads ``sigma`` only and needs ``padding_mode="zeros"``.
@@ -183,6 +191,7 @@ class NACLLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
         padding_mode: Border | None = None,
     ) -> None:
         weight = _either("weight", weight, 0.1, "alpha", alpha)
@@ -218,6 +227,7 @@ class NACLLoss(CompoundLoss):
                 "ce": {"weight": 1.0, "term": CrossEntropy(class_weights=class_weights, reduction=reduction)},
                 "neighbour": {"weight": weight, "term": penalty},
             },
+            backend=backend,
         )
         self.classes, self.dim = classes, dim
 
@@ -241,6 +251,7 @@ class DiceCELoss(CompoundLoss):
         activation: ``"softmax"`` or ``"sigmoid"``.
         class_weights: One weight per class, for both parts.
         ignore_index: Label to leave out of both.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -261,6 +272,7 @@ class DiceCELoss(CompoundLoss):
         activation: Activation = "softmax",
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         dice = DiceSemimetric(
             smooth=smooth,
@@ -272,6 +284,7 @@ class DiceCELoss(CompoundLoss):
         super().__init__(
             OneHotTarget(activation=activation, ignore_index=ignore_index),
             {"ce": {"weight": weight_ce, "term": CrossEntropy(class_weights=class_weights)}, "dice": {"weight": weight_dice, "term": dice}},
+            backend=backend,
         )
 
 
@@ -295,6 +308,7 @@ class JaccardMetricLoss(CompoundLoss):
         activation: ``"softmax"`` or ``"sigmoid"``.
         class_weights: One weight per class, for both parts.
         ignore_index: Label to leave out of both.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -320,6 +334,7 @@ class JaccardMetricLoss(CompoundLoss):
         activation: Activation = "softmax",
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         jml = JaccardMetric(
             smooth=smooth,
@@ -337,6 +352,7 @@ class JaccardMetricLoss(CompoundLoss):
         super().__init__(
             OneHotTarget(activation=activation, ignore_index=ignore_index),
             {"ce": {"weight": weight_ce, "term": CrossEntropy(class_weights=class_weights)}, "jml": {"weight": weight_jml, "term": jml}},
+            backend=backend,
         )
 
 
@@ -360,6 +376,7 @@ class DiceSemimetricLoss(CompoundLoss):
         activation: ``"softmax"`` or ``"sigmoid"``.
         class_weights: One weight per class, for both parts.
         ignore_index: Label to leave out of both.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
 
     Example:
         >>> import torch
@@ -385,6 +402,7 @@ class DiceSemimetricLoss(CompoundLoss):
         activation: Activation = "softmax",
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
     ) -> None:
         dml = DiceSemimetric(
             smooth=smooth,
@@ -402,6 +420,7 @@ class DiceSemimetricLoss(CompoundLoss):
         super().__init__(
             OneHotTarget(activation=activation, ignore_index=ignore_index),
             {"ce": {"weight": weight_ce, "term": CrossEntropy(class_weights=class_weights)}, "dml": {"weight": weight_dml, "term": dml}},
+            backend=backend,
         )
 
 

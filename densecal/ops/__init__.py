@@ -5,6 +5,7 @@ from densecal.ops.beta_mixture import beta_mixture_posterior, fit_beta_mixture
 from densecal.ops.boundary import boundary_region, face_boundary, window_maximum
 from densecal.ops.distance import nearest_distance
 from densecal.ops.guided_neighbourhood import Similarity, guided_convolution
+from densecal.ops.label_losses import label_losses
 from densecal.ops.neighbourhood import Border, Kernel, gaussian_kernel, mean_kernel, normalized_convolution, svls_kernel
 from densecal.ops.overlap import overlap_sums, tversky_score
 from densecal.ops.reduction import Reduction, reduce
@@ -23,6 +24,7 @@ __all__ = [
     "fit_beta_mixture",
     "gaussian_kernel",
     "guided_convolution",
+    "label_losses",
     "logits_from_probabilities",
     "mean_kernel",
     "most_probable",

@@ -85,15 +85,18 @@ class Kernel:
                 full_total = full_total * sum(weights)
         return beside, total
 
-    def dense(self) -> Tensor:
+    def dense(self, device: torch.device | None = None) -> Tensor:
         """The whole stencil, shape ``size`` (``(N, *size)`` for one spacing per image), float64, sum 1.
+
+        Args:
+            device: Where to make it; None is PyTorch's default.
 
         Example:
             >>> mean_kernel(3, 2).dense().sum()
             tensor(1., dtype=torch.float64)
         """
         batch = max((w.shape[0] for axis in self.taps for w in axis if isinstance(w, Tensor)), default=0)
-        impulse = torch.zeros(batch or 1, 1, *self.size, dtype=torch.float64)
+        impulse = torch.zeros(batch or 1, 1, *self.size, dtype=torch.float64, device=device)
         impulse.view(impulse.shape[0], -1)[:, math.prod(self.size) // 2] = 1.0
         # The stencil is symmetric, so its response to an impulse is the stencil itself.
         response = self.convolve(impulse, border="zeros")[:, 0]

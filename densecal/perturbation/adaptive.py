@@ -113,6 +113,10 @@ class AdaptivePerturbation(Perturbation):
         self._accuracy: Accuracy | None = None
 
     @property
+    def wants_training_logits(self) -> bool:
+        return True
+
+    @property
     def needs_validation(self) -> bool:
         return self.rule.needs_accuracy or self.label_target.needs_validation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,33 @@ from torch import Tensor, nn
 from densecal.checks import check_choice
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.ops.activation import Activation
+from densecal.ops.backend import NotCovered
+from densecal.ops.label_losses import LabelShares
 from densecal.ops.neighbourhood import Border, Kernel, normalized_convolution
+
+if TYPE_CHECKING:
+    from densecal.targets.one_hot import LabelMap
 
 __all__ = ["Neighbourhood", "Recipe", "SoftTarget", "Target", "Uniform", "smooth_evenly"]
 
 
 class Recipe:
-    """How a target follows from the labels. A fused kernel reads its fields; the torch path calls it."""
+    """How a target follows from the labels. The torch path calls it; fused kernels take what :meth:`label_shares` gives."""
 
     def __call__(self, one_hot: Tensor, valid: Tensor, activation: Activation) -> Tensor:
         """Distribution ``(N, C, *spatial)`` from one-hot or soft labels of that shape, both 0 where not ``valid`` ``(N, *spatial)``."""
         raise NotImplementedError
+
+    def label_shares(self, spatial_dims: int) -> LabelShares:
+        """The same distribution of a label map as a fused kernel takes it.
+
+        Args:
+            spatial_dims: Number of spatial axes of the label map.
+
+        Raises:
+            NotCovered: If none computes it.
+        """
+        raise NotCovered(f"no kernel computes the distribution {type(self).__name__}")
 
 
 def smooth_evenly(one_hot: Tensor, valid: Tensor, activation: Activation, share: float | Tensor) -> Tensor:
@@ -43,6 +59,15 @@ class Uniform(Recipe):
             return one_hot
         return smooth_evenly(one_hot, valid, activation, self.smoothing)
 
+    def label_shares(self, spatial_dims: int) -> LabelShares:
+        if (
+            isinstance(self.smoothing, Tensor)
+            and self.smoothing.ndim > 0
+            and (self.smoothing.ndim != spatial_dims + 2 or any(n > 1 for n in self.smoothing.shape[1:]))
+        ):
+            raise NotCovered("a smoothing that varies within an image is in no kernel")
+        return LabelShares(smoothing=self.smoothing)
+
 
 @dataclass(frozen=True)
 class Neighbourhood(Recipe):
@@ -54,14 +79,17 @@ class Neighbourhood(Recipe):
     def __call__(self, one_hot: Tensor, valid: Tensor, activation: Activation) -> Tensor:
         return normalized_convolution(one_hot, valid, self.kernel, border=self.border)
 
+    def label_shares(self, spatial_dims: int) -> LabelShares:
+        return LabelShares(kernel=self.kernel, border=self.border)
+
 
 class SoftTarget:
     """Labels of a batch, which pixels count, and the recipe of the distribution.
 
     Args:
-        label_map: Integer classes ``(N, *spatial)``, int64, 0 where not valid; ``None`` where the labels came as soft labels or regions.
-        soft_labels: The given distribution ``(N, C, *spatial)``, 0 where not valid; ``None`` where there is a ``label_map``.
-        valid: False where a pixel is ignored, ``(N, *spatial)``, bool.
+        labels: A label map as it came; ``None`` where the labels came as soft labels or regions.
+        soft_labels: The given distribution ``(N, C, *spatial)``, 0 where not valid; ``None`` where there are ``labels``.
+        valid: False where a pixel is ignored, ``(N, *spatial)``, bool; ``None`` where there are ``labels``, which know.
         num_classes: Number of classes or regions C.
         recipe: How ``probs`` follows from the labels.
         activation: ``"softmax"`` for exclusive classes, ``"sigmoid"`` for regions that may overlap.
@@ -72,31 +100,32 @@ class SoftTarget:
     def __init__(
         self,
         *,
-        label_map: Tensor | None,
+        labels: LabelMap | None,
         soft_labels: Tensor | None,
-        valid: Tensor,
+        valid: Tensor | None,
         num_classes: int,
         recipe: Recipe,
         activation: Activation = "softmax",
         hard: bool = True,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.label_map = label_map
-        self.valid = valid
+        self.labels = labels
         self.num_classes = num_classes
         self.recipe = recipe
         self.activation: Activation = activation
         self.hard = hard
         self.dtype = dtype
+        self._valid = valid
         self._one_hot = soft_labels
         self._probs: Tensor | None = None
+        self._shares: LabelShares | None = None
 
     def with_recipe(self, recipe: Recipe, *, hard: bool) -> SoftTarget:
         """The same labels and valid pixels under another recipe."""
         return SoftTarget(
-            label_map=self.label_map,
+            labels=self.labels,
             soft_labels=self._one_hot,
-            valid=self.valid,
+            valid=self._valid,
             num_classes=self.num_classes,
             recipe=recipe,
             activation=self.activation,
@@ -105,11 +134,40 @@ class SoftTarget:
         )
 
     @property
+    def label_map(self) -> Tensor | None:
+        """Integer classes ``(N, *spatial)``, int64, 0 where not valid; ``None`` where the labels came as soft labels or regions."""
+        return None if self.labels is None else self.labels.classes
+
+    @property
+    def valid(self) -> Tensor:
+        """False where a pixel is ignored, ``(N, *spatial)``, bool."""
+        if self._valid is None:
+            assert self.labels is not None
+            return self.labels.valid
+        return self._valid
+
+    @property
+    def shares(self) -> LabelShares:
+        """The distribution as a fused kernel takes it, the same object each time; :class:`densecal.ops.backend.NotCovered` where none does."""
+        if self._shares is None:
+            self._shares = self.recipe.label_shares(self.labels_as_given().given.ndim - 1)
+        return self._shares
+
+    def labels_as_given(self) -> LabelMap:
+        """The label map for a fused kernel; :class:`densecal.ops.backend.NotCovered` where the labels are none."""
+        if self.activation != "softmax":
+            raise NotCovered(f"kernels do not compute activation={self.activation!r}")
+        if self.labels is None:
+            raise NotCovered("kernels read label maps, not soft labels")
+        return self.labels
+
+    @property
     def one_hot(self) -> Tensor:
         """The labels before smoothing, ``(N, C, *spatial)``: one-hot, or the soft labels as given; 0 where not valid."""
         if self._one_hot is None:
-            assert self.label_map is not None
-            index = self.label_map.unsqueeze(1)
+            label_map = self.label_map
+            assert label_map is not None
+            index = label_map.unsqueeze(1)
             zeros = torch.zeros(index.shape[0], self.num_classes, *index.shape[2:], dtype=self.dtype, device=index.device)
             self._one_hot = zeros.scatter_(1, index, self.valid.unsqueeze(1).to(self.dtype))
         return self._one_hot
@@ -184,7 +242,7 @@ class Target(nn.Module):
         """Called before step ``step`` of ``max_steps`` of the optimizer, counted from 0; again where a step takes several batches."""
 
     def on_batch(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> None:
-        """Called while training with the logits of each batch, once and at full resolution, before the step and without gradient.
+        """Called while training, if ``wants_training_logits``, with the logits of each batch, once and at full resolution, before the step and without gradient.
 
         Args:
             logits: ``(N, C, *spatial)``, of at least single precision, 0 at ignored pixels.
@@ -197,6 +255,11 @@ class Target(nn.Module):
 
     def on_validation(self, stats: Mapping[str, Any]) -> None:
         """Called after validation with its numbers."""
+
+    @property
+    def wants_training_logits(self) -> bool:
+        """Whether :meth:`on_batch` does anything."""
+        return False
 
     @property
     def needs_validation(self) -> bool:

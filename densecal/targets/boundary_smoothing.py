@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densecal.checks import check_odd
+from densecal.checks import check_odd, per_axis
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.ops.activation import Activation
 from densecal.ops.boundary import boundary_region, window_maximum
+from densecal.ops.label_losses import LabelShares
 from densecal.registry import TARGETS
 from densecal.targets.base import Recipe, SoftTarget, Target, smooth_evenly
 from densecal.targets.one_hot import make_target
@@ -62,6 +63,9 @@ class BoundarySmoothing(Recipe):
     def __call__(self, one_hot: Tensor, valid: Tensor, activation: Activation) -> Tensor:
         mask = boundary_mask(one_hot, valid, kernel_size=self.kernel_size, activation=activation)
         return smooth_evenly(one_hot, valid, activation, self.smoothing * mask.to(one_hot.dtype))
+
+    def label_shares(self, spatial_dims: int) -> LabelShares:
+        return LabelShares(smoothing=self.smoothing, boundary=per_axis("kernel_size", self.kernel_size, spatial_dims))
 
 
 def boundary_smoothing_target(

@@ -14,7 +14,7 @@ from densecal.ops.activation import Activation
 from densecal.registry import TARGETS
 from densecal.targets.base import Recipe, SoftTarget, Target, Uniform
 
-__all__ = ["OneHotTarget", "align_label", "make_target", "one_hot_target", "spatial_dims_of"]
+__all__ = ["LabelMap", "OneHotTarget", "align_label", "make_target", "one_hot_target", "spatial_dims_of"]
 
 
 def one_hot_target(
@@ -79,11 +79,11 @@ def make_target(
     label = plain(label)
     label = _with_channel(label, spatial_dims_of(label, num_classes) if spatial_dims is None else spatial_dims)
     if activation == "softmax" and label.shape[1] == 1:
-        label_map, valid = _read_label_map(label, num_classes, ignore_index)
-        return SoftTarget(label_map=label_map, soft_labels=None, valid=valid, num_classes=num_classes, recipe=recipe, dtype=dtype)
+        labels = LabelMap(label.squeeze(1), num_classes, ignore_index)
+        return SoftTarget(labels=labels, soft_labels=None, valid=None, num_classes=num_classes, recipe=recipe, dtype=dtype)
     soft_labels, valid = _read_channels(label, num_classes, activation, ignore_index, dtype)
     return SoftTarget(
-        label_map=None,
+        labels=None,
         soft_labels=soft_labels,
         valid=valid,
         num_classes=num_classes,
@@ -92,6 +92,49 @@ def make_target(
         hard=not label.is_floating_point(),
         dtype=dtype,
     )
+
+
+class LabelMap:
+    """Labels as they came, and what they say: the class of each pixel, and which pixels count.
+
+    Both are made when somebody asks: a kernel that reads the labels themselves spares the memory. On a CPU they are read, and checked, at once.
+
+    Args:
+        given: ``(N, *spatial)``, of any integer type, or whole numbers of a floating one.
+        num_classes: Number of classes C.
+        ignore_index: Label of pixels to leave out.
+
+    Raises:
+        ValueError: If, on a CPU, a label is neither a class nor ``ignore_index``.
+
+    Example:
+        >>> labels = LabelMap(torch.tensor([[0, 2, 255]], dtype=torch.uint8), 3, 255)
+        >>> labels.classes, labels.valid
+        (tensor([[0, 2, 0]]), tensor([[ True,  True, False]]))
+    """
+
+    def __init__(self, given: Tensor, num_classes: int, ignore_index: int) -> None:
+        self.given = given
+        self.ignore_index = ignore_index
+        self._num_classes = num_classes
+        self._read: tuple[Tensor, Tensor] | None = None
+        if may_look(given):
+            self._read = _read_label_map(given, num_classes, ignore_index)
+
+    @property
+    def classes(self) -> Tensor:
+        """``(N, *spatial)``, int64, 0 where not valid."""
+        return self._once()[0]
+
+    @property
+    def valid(self) -> Tensor:
+        """``(N, *spatial)``, bool."""
+        return self._once()[1]
+
+    def _once(self) -> tuple[Tensor, Tensor]:
+        if self._read is None:
+            self._read = _read_label_map(self.given, self._num_classes, self.ignore_index)
+        return self._read
 
 
 def spatial_dims_of(label: Tensor, num_classes: int) -> int:
@@ -164,8 +207,8 @@ def _with_channel(label: Tensor, spatial_dims: int) -> Tensor:
 
 
 def _read_label_map(label: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    classes = label.squeeze(1).to(torch.int64)
-    if may_look(label) and label.is_floating_point() and not torch.equal(classes.to(label.dtype), label.squeeze(1)):
+    classes = label.to(torch.int64)
+    if may_look(label) and label.is_floating_point() and not torch.equal(classes.to(label.dtype), label):
         raise ValueError(
             f"Expected whole class numbers in a floating label map of one channel under {num_classes} classes, but got fractions or non-finite values. "
             f"Soft labels have {num_classes} channels."

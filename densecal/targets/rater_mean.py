@@ -68,7 +68,7 @@ def rater_mean_target(
     assert total is not None
     assert count is not None
     return SoftTarget(
-        label_map=None,
+        labels=None,
         soft_labels=total / count.clamp_min(1.0).unsqueeze(1),
         valid=count > 0,
         num_classes=num_classes,
@@ -124,7 +124,7 @@ class RaterMeanTarget(WrapperTarget):
             )
         valid = labels.valid & mean.valid
         return SoftTarget(
-            label_map=None,
+            labels=None,
             soft_labels=torch.where(valid.unsqueeze(1), mean.one_hot, 0.0),
             valid=valid,
             num_classes=num_classes,

@@ -70,6 +70,11 @@ class WrapperTarget(Target):
         """Forwarded to ``label_target``."""
         self.label_target.on_step(step, max_steps)
 
+    @property
+    def wants_training_logits(self) -> bool:
+        """Whether ``label_target`` does."""
+        return self.label_target.wants_training_logits
+
     def on_batch(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> None:
         """Forwarded to ``label_target``."""
         self.label_target.on_batch(logits, target, context=context)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from densecal.checks import check_non_negative
+from densecal.ops.label_losses import MarginPart
 from densecal.ops.reduction import Reduction
 from densecal.registry import TERMS
-from densecal.terms.base import PixelPenalty
+from densecal.targets.base import SoftTarget
+from densecal.terms.base import Fused, PixelPenalty
 
 __all__ = ["AdaptiveConditionalMargin"]
 
@@ -54,6 +59,9 @@ class AdaptiveConditionalMargin(PixelPenalty):
         # The largest itself lies 0 below, within any margin, and adds nothing: there is no need to take it out of the sum.
         others = F.relu(largest.detach() - logits - self.margin).square().sum(dim=1) / (logits.shape[1] - 1)
         return self.weight_largest * F.relu(largest.squeeze(1) - self.margin).square() + self.weight_others * others
+
+    def fused(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Fused:
+        return self.fused_as(MarginPart(self.margin, True, self.weight_others / (logits.shape[1] - 1), self.weight_largest, detached=True))
 
     def extra_repr(self) -> str:
         return f"weight_largest={self.weight_largest}, weight_others={self.weight_others}, margin={self.margin}, {super().extra_repr()}"

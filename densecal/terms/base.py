@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,10 +11,27 @@ from torch import Tensor, nn
 
 from densecal.checks import check_choice
 from densecal.ops.activation import outcome_logits
+from densecal.ops.backend import NotCovered
+from densecal.ops.label_losses import Part
 from densecal.ops.reduction import REDUCTIONS, Reduction, reduce
 from densecal.targets.base import SoftTarget
 
-__all__ = ["PixelPenalty", "PixelTerm", "Term"]
+__all__ = ["Fused", "PixelPenalty", "PixelTerm", "Term"]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A term as :func:`densecal.ops.label_losses.label_losses` computes it.
+
+    Args:
+        part: What it is there.
+        finish: From the part's result to the term's value.
+        per_pixel: Whether it is a value for each pixel.
+    """
+
+    part: Part
+    finish: Callable[[Any], Tensor]
+    per_pixel: bool = False
 
 
 class Term(nn.Module):
@@ -27,6 +45,8 @@ class Term(nn.Module):
     """
 
     needs: tuple[str, ...] = ()
+    wants_training_logits: bool = False
+    """Whether :meth:`on_batch` does anything."""
     wants_validation_logits: bool = False
     """Whether :meth:`on_validation_batch` does anything, so that somebody has to keep the logits."""
     class_weights: Tensor | None
@@ -49,6 +69,16 @@ class Term(nn.Module):
         """
         raise NotImplementedError
 
+    def fused(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Fused:
+        """How a fused kernel computes the term from a label map; arguments as :meth:`forward`, but for logits as the network gave them.
+
+        It holds for the class that defines it and those below it that change nothing but the constructor.
+
+        Raises:
+            NotCovered: If none does. The text says why, for the log.
+        """
+        raise NotCovered(f"no kernel computes the term {type(self).__name__}")
+
     def weights_for(self, logits: Tensor) -> Tensor | None:
         """Class weights, held against the number of channels."""
         if self.class_weights is not None and self.class_weights.shape[0] != logits.shape[1]:
@@ -62,7 +92,8 @@ class Term(nn.Module):
         """Called before step ``step`` of ``max_steps`` of the optimizer, counted from 0; again where a step takes several batches."""
 
     def on_batch(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> None:
-        """Called while training with the logits of each batch, once and at full resolution, before the step and without gradient; arguments as :meth:`forward`."""
+        """Called while training, if ``wants_training_logits``, with the logits of each batch, once and at full resolution, before the step and without gradient;
+        arguments as :meth:`forward`."""
 
     def on_epoch_end(self) -> None:
         """Called after an epoch and the validation that belongs to it."""
@@ -127,6 +158,10 @@ class PixelPenalty(Term):
         super().__init__()
         check_choice("reduction", reduction, REDUCTIONS)
         self.reduction: Reduction = reduction
+
+    def fused_as(self, part: Part) -> Fused:
+        """What :meth:`fused` gives for a part that computes :meth:`per_pixel`."""
+        return Fused(part, lambda result: reduce(result.values, result.count, self.reduction), self.reduction == "none")
 
     def per_pixel(self, logits: Tensor) -> Tensor:
         """The penalty ``(N, *rest)`` of logits ``(N, K, *rest)`` of K outcomes that exclude each other."""

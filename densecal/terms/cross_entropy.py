@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from densecal.ops.label_losses import CrossEntropyPart
+from densecal.ops.reduction import reduce
 from densecal.ops.soft_cross_entropy import soft_cross_entropy, uniform_cross_entropy
 from densecal.registry import TERMS
 from densecal.targets.base import SoftTarget, Uniform
-from densecal.terms.base import PixelTerm
+from densecal.terms.base import Fused, PixelTerm
 
 __all__ = ["CrossEntropy"]
 
@@ -47,3 +49,7 @@ class CrossEntropy(PixelTerm):
         else:
             values = soft_cross_entropy(logits, target.probs.to(logits.dtype), valid, class_weights=weights, activation=target.activation)
         return self.reduced(values, target)
+
+    def fused(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Fused:
+        part = CrossEntropyPart(target.shares, self.weights_for(logits))
+        return Fused(part, lambda result: reduce(result.values, result.count, self.reduction), self.reduction == "none")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
+from densecal.ops.label_losses import MarginPart
 from densecal.registry import TERMS
-from densecal.terms.base import PixelPenalty
+from densecal.targets.base import SoftTarget
+from densecal.terms.base import Fused, PixelPenalty
 
 __all__ = ["MaxSuppression"]
 
@@ -38,3 +43,7 @@ class MaxSuppression(PixelPenalty):
 
     def per_pixel(self, logits: Tensor) -> Tensor:
         return logits.amax(dim=1) - logits.mean(dim=1)
+
+    def fused(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Fused:
+        # The margin penalty with a margin of 0.
+        return self.fused_as(MarginPart(0.0, False, 1 / logits.shape[1]))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from densecal.checks import check_non_negative
+from densecal.ops.label_losses import MarginPart
 from densecal.ops.reduction import Reduction
 from densecal.registry import TERMS
-from densecal.terms.base import PixelPenalty
+from densecal.targets.base import SoftTarget
+from densecal.terms.base import Fused, PixelPenalty
 
 __all__ = ["LogitMargin"]
 
@@ -49,6 +54,9 @@ class LogitMargin(PixelPenalty):
     def per_pixel(self, logits: Tensor) -> Tensor:
         excess = F.relu(logits.amax(dim=1, keepdim=True) - logits - self.margin)
         return (excess.square() if self.squared else excess).mean(dim=1)
+
+    def fused(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Fused:
+        return self.fused_as(MarginPart(self.margin, self.squared, 1 / logits.shape[1]))
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, squared={self.squared}, {super().extra_repr()}"

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from densecal.checks import check_choice, check_positive
 from densecal.ops.activation import probabilities
+from densecal.ops.backend import NotCovered
+from densecal.ops.label_losses import NeighbourPart
 from densecal.ops.neighbourhood import Border
 from densecal.ops.reduction import REDUCTIONS, Reduction, reduce
 from densecal.registry import TERMS
-from densecal.targets.base import SoftTarget
+from densecal.targets.base import Recipe, SoftTarget
 from densecal.targets.neighbour_proportions import NEIGHBOURS, Neighbours, Unit, check_window, image_in, neighbour_needs, neighbour_recipe, spacing_in
-from densecal.terms.base import Term
+from densecal.terms.base import Fused, Term
 
 __all__ = ["NeighbourPenalty"]
 
@@ -84,7 +86,21 @@ class NeighbourPenalty(Term):
         self.needs = neighbour_needs(kernel, unit)
 
     def forward(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Tensor:
-        recipe = neighbour_recipe(
+        shares = self._recipe(logits, context)(target.one_hot, target.valid, target.activation).to(logits.dtype)
+        values = logits if self.acts_on == "logits" else probabilities(logits, target.activation)
+        gap = shares - values
+        gap = gap.abs() if self.distance == "l1" else gap.square()
+        per_pixel = torch.where(target.valid, gap.mean(dim=1), 0.0)
+        return reduce(per_pixel, target.valid.sum().to(per_pixel.dtype), self.reduction)
+
+    def fused(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Fused:
+        if self.acts_on != "logits":
+            raise NotCovered(f"acts_on={self.acts_on!r} of {type(self).__name__} is in no kernel")
+        part = NeighbourPart(self._recipe(logits, context).label_shares(logits.ndim - 2), self.distance)
+        return Fused(part, lambda result: reduce(result.values, result.count, self.reduction), self.reduction == "none")
+
+    def _recipe(self, logits: Tensor, context: Mapping[str, Any] | None) -> Recipe:
+        return neighbour_recipe(
             self.kernel,
             self.kernel_size,
             self.sigma,
@@ -94,12 +110,6 @@ class NeighbourPenalty(Term):
             spacing=spacing_in(context, self.unit),
             image=image_in(context, self.kernel),
         )
-        shares = recipe(target.one_hot, target.valid, target.activation).to(logits.dtype)
-        values = logits if self.acts_on == "logits" else probabilities(logits, target.activation)
-        gap = shares - values
-        gap = gap.abs() if self.distance == "l1" else gap.square()
-        per_pixel = torch.where(target.valid, gap.mean(dim=1), 0.0)
-        return reduce(per_pixel, target.valid.sum().to(per_pixel.dtype), self.reduction)
 
     def extra_repr(self) -> str:
         return f"distance={self.distance!r}, acts_on={self.acts_on!r}, kernel={self.kernel!r}, kernel_size={self.kernel_size}, border={self.border!r}"

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from densecal.checks import check_choice, check_non_negative, check_positive
 from densecal.ops.activation import probabilities
+from densecal.ops.label_losses import OverlapCounts, OverlapPart
 from densecal.ops.overlap import overlap_sums, tversky_score
 from densecal.registry import TERMS
 from densecal.targets.base import SoftTarget
-from densecal.terms.base import Term
+from densecal.terms.base import Fused, Term
 
 __all__ = ["DiceSemimetric", "JaccardMetric", "Overlap"]
 
@@ -94,19 +95,32 @@ class Overlap(Term):
         self.include_background = include_background
 
     def forward(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Tensor:
-        class_weights = self.weights_for(logits)
         probs, q = probabilities(logits, target.activation), target.probs.to(logits.dtype)
+        counts = OverlapCounts(*overlap_sums(probs, q, target.valid, norm=self.norm), q.amax(tuple(range(2, q.ndim))))
+        return self._value(counts, target.valid.flatten(1).any(dim=1), target.hard, self.weights_for(logits))
+
+    def fused(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Fused:
+        class_weights = self.weights_for(logits)
+
+        def finish(counts: OverlapCounts) -> Tensor:
+            # Wherever a pixel is valid some class has a share. Not "> 0": a label that is no class made NaN, which has to stay.
+            some_valid = (counts.tp + counts.fn).sum(dim=1) != 0
+            return self._value(counts, some_valid, target.hard, class_weights)
+
+        return Fused(OverlapPart(target.shares, self.norm), finish)
+
+    def _value(self, counts: OverlapCounts, some_valid: Tensor, hard: bool, class_weights: Tensor | None) -> Tensor:
+        """The value from sums per image and class ``(N, C)`` and whether an image ``(N,)`` has valid pixels."""
         first = 0 if self.include_background else 1
-        if first and logits.shape[1] < 2:
+        if first and counts.tp.shape[1] < 2:
             raise ValueError("Expected at least 2 channels with include_background=False, but got 1. A single foreground channel has no background.")
-        tp, fp, fn = overlap_sums(probs[:, first:], q[:, first:], target.valid, norm=self.norm)  # each (N, C)
-        axes = tuple(range(2, q.ndim))
-        active = target.valid.flatten(1).any(dim=1, keepdim=True).expand_as(tp)
-        if self.active == "present" or (self.active == "auto" and target.hard):
-            active = active & (q[:, first:].amax(axes) > self.threshold)
+        tp, fp, fn = counts.tp[:, first:], counts.fp[:, first:], counts.fn[:, first:]
+        active = some_valid.unsqueeze(1).expand_as(tp)
+        if self.active == "present" or (self.active == "auto" and hard):
+            active = active & (counts.largest[:, first:] > self.threshold)
         weights = tp.new_ones(tp.shape[1]) if class_weights is None else class_weights[first:].to(tp.dtype)
 
-        value = logits.new_zeros(())
+        value = tp.new_zeros(())
         if self.weight_batch:
             per_class = self._loss(tp.sum(0), fp.sum(0), fn.sum(0)) * weights
             value = value + self.weight_batch * _mean(per_class, active.any(dim=0), dim=0)

@@ -1,0 +1,102 @@
+"""Which terms of a loss a fused kernel computes, by the loss's ``backend``."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densecal.ops.backend import Backend, NotCovered, why_not_triton
+from densecal.targets.base import SoftTarget
+from densecal.terms.base import Fused, Term
+
+__all__ = ["fused_values"]
+
+_logger = logging.getLogger("densecal")
+
+_NOT_NUMERICS = ("__init__", "extra_repr", "fused")
+
+
+def fused_values(
+    backend: Backend, terms: Iterable[tuple[str, Term]], logits: Tensor, target: SoftTarget, context_of: Callable[[Term], Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """Values of the terms that Triton kernels compute, by name; PyTorch is left the others.
+
+    Args:
+        backend: ``"auto"``: what is covered, on a GPU and outside of ``torch.compile``, and a word in the log about what is not. ``"torch"``: nothing.
+            ``"triton"``: everything, or an error.
+        terms: Names and terms.
+        logits: ``(N, C, *spatial)`` as the network gave them.
+        target: The target of all terms.
+        context_of: The side inputs of a term.
+
+    Raises:
+        ValueError: If ``backend`` is ``"triton"`` and a term is not covered, or Triton does not run there.
+    """
+    if not _takes_kernels(backend, logits):
+        return {}
+    return _run(backend == "triton", list(terms), logits, target, context_of)
+
+
+def _takes_kernels(backend: Backend, logits: Tensor) -> bool:
+    return backend == "triton" or (backend == "auto" and logits.is_cuda and not torch.compiler.is_compiling())
+
+
+@torch.compiler.disable
+def _run(
+    insist: bool, terms: list[tuple[str, Term]], logits: Tensor, target: SoftTarget, context_of: Callable[[Term], Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    if (reason := why_not_triton(logits.device)) is not None:
+        _leave_to_torch(reason, insist)
+        return {}
+    from densecal.ops.triton.label_losses import label_losses
+
+    try:
+        labels = target.labels_as_given()
+    except NotCovered as uncovered:
+        _leave_to_torch(str(uncovered), insist)
+        return {}
+    covered: dict[str, Fused] = {}
+    for name, term in terms:
+        try:
+            _check_inherited(type(term))
+            covered[name] = term.fused(logits, target, context=context_of(term))
+        except NotCovered as uncovered:
+            _leave_to_torch(f"{name!r}: {uncovered}", insist)
+    values: dict[str, Tensor] = {}
+    for per_pixel in (False, True):
+        chosen = {name: fused for name, fused in covered.items() if fused.per_pixel == per_pixel}
+        if not chosen:
+            continue
+        try:
+            parts = [fused.part for fused in chosen.values()]
+            results = label_losses(logits, labels.given, parts, ignore_index=labels.ignore_index, per_pixel=per_pixel)
+        except NotCovered as uncovered:
+            _leave_to_torch(str(uncovered), insist)
+            continue
+        values |= {name: fused.finish(result) for (name, fused), result in zip(chosen.items(), results, strict=True)}
+    return values
+
+
+def _check_inherited(term: type[Term]) -> None:
+    """A class that computes something else than the one whose kernel it inherits is not covered by that kernel."""
+    owner = next(cls for cls in term.__mro__ if "fused" in vars(cls))
+    if owner is not Term:
+        for cls in term.__mro__[: term.__mro__.index(owner)]:
+            if changed := [name for name, value in vars(cls).items() if callable(value) and name not in _NOT_NUMERICS]:
+                raise NotCovered(f"no kernel computes {cls.__name__}, which has a {changed[0]!r} of its own")
+
+
+def _leave_to_torch(reason: str, insist: bool) -> None:
+    if insist:
+        raise ValueError(f"Expected a loss that Triton kernels compute, for backend='triton', but {reason}. Use backend='auto' or 'torch'.")
+    _say_once(reason)
+
+
+@functools.lru_cache(maxsize=256)
+def _say_once(reason: str) -> None:
+    _logger.info("Computed by PyTorch, not by a fused kernel: %s.", reason)

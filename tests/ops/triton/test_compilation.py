@@ -1,0 +1,78 @@
+"""The kernel compiles for a GPU that is not there: what the interpreter runs is not yet what the compiler takes."""
+
+import inspect
+import re
+
+import pytest
+import torch
+
+from densecal.ops import mean_kernel, svls_kernel
+from densecal.ops.label_losses import CrossEntropyPart, LabelShares, MarginPart, NeighbourPart, OverlapPart
+
+triton = pytest.importorskip("triton")
+compiler = pytest.importorskip("triton.compiler")
+backends = pytest.importorskip("triton.backends.compiler")
+
+POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+POINTERS |= {torch.uint8: "*u8", torch.int16: "*i16", torch.int64: "*i64"}
+
+
+def compile_call(kernel, arguments, constants):
+    """Compile a kernel for an H100 as a launch with these arguments would, and return its PTX and what the assembler says."""
+    names = list(inspect.signature(kernel.fn).parameters)
+    values = dict(zip(names, arguments, strict=False)) | {name: value for name, value in constants.items() if name in names}
+    signature, fixed, attributes = {}, {}, {}
+    for place, name in enumerate(names):
+        value = values[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[place,] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif isinstance(value, int) and name not in constants and value != 1:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[place,] = [["tt.divisibility", 16]]
+        else:
+            signature[name], fixed[place,] = "constexpr", value
+    source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=attributes)
+    made = triton.compile(source, target=backends.GPUTarget("cuda", 90, 32), options={"num_warps": constants["num_warps"]})
+    return made.asm["ptx"]
+
+
+@pytest.mark.parametrize("kind", ["all-parts", "boundary-half"])
+def test_kernel_compiles(kind, monkeypatch, tmp_path):
+    from densecal.ops.triton import label_losses as module
+
+    if module.INTERPRETED:
+        pytest.skip("Triton interprets in this process")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    calls = []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: calls.append((arguments, constants))
+
+    kernel = module._kernel
+    monkeypatch.setattr(module, "_kernel", Recorder())
+    if kind == "all-parts":
+        logits, labels = torch.zeros(1, 5, 2, 16, 16, requires_grad=True), torch.zeros(1, 2, 16, 16, dtype=torch.int16)
+        shares = LabelShares(svls_kernel(3, 1.0, 3), "zeros")
+        parts = [
+            CrossEntropyPart(shares, torch.ones(5)),
+            OverlapPart(shares),
+            NeighbourPart(LabelShares(mean_kernel(3, 3), "renormalize"), "l2"),
+            MarginPart(1.0, True, 0.5, 0.5, detached=True),
+        ]
+    else:
+        logits, labels = torch.zeros(1, 20, 16, 32, dtype=torch.bfloat16, requires_grad=True), torch.zeros(1, 16, 32, dtype=torch.uint8)
+        parts = [CrossEntropyPart(LabelShares(smoothing=torch.tensor(0.5), boundary=(3, 3)))]
+    results = module.label_losses(logits, labels, parts, ignore_index=255, per_pixel=kind == "boundary-half")
+    sum(value.sum() for result in results for value in vars(result).values() if value.requires_grad).backward()
+    forward, backward = (compile_call(kernel, *call) for call in calls)
+    # The logits of neighbouring pixels are read, and their gradients written, in vectors.
+    assert re.search(r"ld\.global[^\n]*\.v[24]|cp\.async[^\n]*, 0x(8|10),", forward)
+    assert re.search(r"st\.global[^\n]*\.v[24]", backward)
+    for text in (forward, backward):
+        assert "atom" not in text  # sums in a fixed order
+        assert not re.search(r"[ls][dt]\.local", text)
