@@ -248,6 +248,8 @@ def test_deep_supervision_shows_the_first_output(sizes):
 class Watcher(Term):
     """Remembers what it was shown."""
 
+    wants_training_logits = True
+
     def __init__(self):
         super().__init__()
         self.seen, self.ended = [], 0
