@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ import torch
 import yaml
 from blob_run import CARD
 from commands import run_command
+from panels import make_panel
 from pictures import make_scenes
 from PIL import Image
 from volumes import blob, save
@@ -181,3 +184,45 @@ def test_several_regions_of_an_image_are_a_file_each(scenes, tmp_path):
         np.testing.assert_array_equal(np.asarray(label), prediction.label_map[r].numpy())
         assert tuple(label.getpalette()[3:6]) == card.schema.palette[r]
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"s6_confidence_{name}.tif")), prediction.confidence[r].numpy())
+
+
+def test_a_student_of_regions_has_its_labels_perturbed(blobs, run_of_blobs, tmp_path):
+    """From written soft labels, whose folder says what the regions are; another set of regions is refused."""
+    log, folder = tmp_path / "log.txt", tmp_path / "soft"
+    assert run_command("soft_labels", [f"run={run_of_blobs}", f"output={folder}", "device=cpu"], log) == 0, log.read_text()
+    manifest = json.loads((folder / "soft_labels.json").read_text())
+    assert manifest["classes"] == ["left lobe", "whole"]
+    assert (manifest["activation"], manifest["regions"]) == ("sigmoid", {"left lobe": ["left"], "whole": ["left", "right"]})
+    output = tmp_path / "runs"
+    taught = ["loss=distillation", "distillation=cached", f"distillation.teachers=[{folder}]"]
+    assert train(blobs, output, *taught, "perturbation=aslp", "perturbation.warmup=0", "trainer.max_epochs=2") == 0, output.with_suffix(
+        ".log"
+    ).read_text()
+    (student,) = (path.parent for path in output.glob("*/*/run.json"))
+    assert summary(student)["run"]["regions"] == {"left lobe": "left", "whole": "left + right"}
+    with (student / "training_cases.csv").open() as file:
+        assert all(float(row["perturbation"]) > 0 for row in csv.DictReader(file))
+    others = Set(blobs.root, blobs.card, ["data.regions={left lobe: [right], whole: [1, right]}", *blobs.settings[1:]])
+    assert train(others, tmp_path / "other", *taught) == 1
+    assert (
+        "the soft labels are of the regions {'left lobe': ['left'], 'whole': ['left', 'right']}, but blobs has"
+        in (tmp_path / "other.log").read_text()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fusion", "loss"), [("mean", ["loss=dml"]), ("all", ["loss=compound", "term=ce", "target=random_rater"])])
+def test_regions_of_several_raters(fusion, loss, tmp_path):
+    card = make_panel(tmp_path, "images", cases=6, rater_fusion=fusion)
+    content = {key: value for key, value in asdict(card).items() if key not in ("augmentation", "pipeline")}
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump(content))
+    panel = Set(tmp_path, tmp_path / "panel.yaml", ["data.regions={car: [car]}", *loss])
+    run = trained(panel)
+    content = summary(run)
+    assert {"qubiq_dice", "soft_dice", "soft_iou"} <= content["mean"].keys()
+    assert content["run"]["reference"].startswith("mean of the raters")
+    assert "Agreement" in (run / "report.html").read_text()
+    saved = [f"predictions={run / 'predictions'}", f"data={panel.card}", f"data.root={panel.root}", panel.settings[0], "split=test"]
+    log, output = tmp_path / "log.txt", tmp_path / "out"
+    assert run_command("evaluate", [*saved, f"output={output}", "device=cpu", "replicates=0"], log) == 0, log.read_text()
+    assert summary(output)["mean"] == pytest.approx(content["mean"], abs=1e-6)
