@@ -10,7 +10,15 @@ from omegaconf import MISSING
 
 from densecal.cli.sources import register_sources
 
-__all__ = ["CorruptLabelsSettings", "EvaluateSettings", "FindLabelErrorsSettings", "PredictSettings", "TrainSettings", "register_settings"]
+__all__ = [
+    "CompareSettings",
+    "CorruptLabelsSettings",
+    "EvaluateSettings",
+    "FindLabelErrorsSettings",
+    "PredictSettings",
+    "TrainSettings",
+    "register_settings",
+]
 
 
 @dataclass
@@ -85,6 +93,16 @@ class EvaluateSettings:
 
 
 @dataclass
+class CompareSettings:
+    """``configs/compare.yaml`` explains each setting and gives its default."""
+
+    runs: Any = MISSING
+    baseline: str | None = None
+    measures: list[str] | None = None
+    output: str | None = None
+
+
+@dataclass
 class CorruptLabelsSettings:
     """``configs/corrupt_labels.yaml`` explains each setting and gives its default."""
 
@@ -137,3 +155,4 @@ def register_settings() -> None:
     store.store(name="evaluate_settings", node=EvaluateSettings)
     store.store(name="corrupt_labels_settings", node=CorruptLabelsSettings)
     store.store(name="find_label_errors_settings", node=FindLabelErrorsSettings)
+    store.store(name="compare_settings", node=CompareSettings)
