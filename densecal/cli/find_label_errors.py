@@ -123,13 +123,16 @@ def _check(config: DictConfig) -> None:
 def _held_out(config: DictConfig) -> tuple[Any, Any, dict[str, Any], list[str]]:
     """The cases that runs held out."""
     from densecal.inference import resolve_device
-    from densecal.inference.out_of_fold import OutOfFoldCases, find_runs
+    from densecal.inference.out_of_fold import OutOfFoldCases
+    from densecal.report.study import find_runs
 
     given = OmegaConf.to_container(config.runs) if OmegaConf.is_config(config.runs) else config.runs
-    runs = find_runs([Path(str(path)) for path in (given if isinstance(given, list) else [given])])
+    runs, unfinished = find_runs([Path(str(path)) for path in (given if isinstance(given, list) else [given])])
+    if not runs:
+        raise ValueError(f"runs: none of the {len(unfinished)} runs is finished. Go on with one by resume={unfinished[0]}.")
     cases = OutOfFoldCases(runs, checkpoint=config.checkpoint, device=resolve_device(config.device), root=config.root, inference=config.inference)
     card = cases.card
-    notes = list(card.notes)
+    notes = [*card.notes, *(f"Left out: the run {run} is not finished." for run in unfinished)]
     if cases.uncovered:
         names = ", ".join(cases.uncovered[:5]) + (", ..." if len(cases.uncovered) > 5 else "")
         notes.append(

@@ -17,9 +17,8 @@ from densecal.data.predictions import PredictedCase
 from densecal.data.validate import Problem, find_problems
 from densecal.inference.predictor import Predictor
 from densecal.inference.run_cases import RunCases
-from densecal.runs import RECORD
 
-__all__ = ["OutOfFoldCases", "find_runs"]
+__all__ = ["OutOfFoldCases"]
 
 
 class OutOfFoldCases:
@@ -93,24 +92,6 @@ class OutOfFoldCases:
     def image(self, case_id: str) -> NDArray[Any]:
         """The image of a case as shown: grey values of its first channel, ``(*spatial)``, or colours ``(rows, columns, 3)``."""
         return next(fold for fold in self._folds if case_id in fold.case_ids).image(case_id)
-
-
-def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Run directories, each given by itself or by a folder that holds it, as ``runs/<experiment>`` does; sorted, each once.
-
-    Raises:
-        FileNotFoundError: If there is none in one of the paths.
-    """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        records = [path / RECORD] if (path / RECORD).is_file() else sorted([*path.glob(f"*/{RECORD}"), *path.glob(f"*/*/{RECORD}")])
-        if not records:
-            raise FileNotFoundError(
-                f"runs: no run in {path}: there is no {RECORD} in it, nor one or two folders below. Give run directories or runs/EXPERIMENT."
-            )
-        for record in records:
-            found.setdefault(record.parent.resolve(), record.parent)
-    return [found[place] for place in sorted(found)]
 
 
 def _tested_checkpoint(run: Path) -> str:

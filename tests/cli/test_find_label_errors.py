@@ -94,6 +94,7 @@ def runs(tmp_path_factory) -> list[Path]:
         splits = {"train": train, "val": (2, 3), "test": test}
         (folder / "splits.json").write_text(json.dumps({side: [f"b{n}" for n in numbers] for side, numbers in splits.items()}))
         (folder / "run.json").write_text("{}")
+        (folder / "summary.json").write_text("{}")
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
         folders.append(folder)
     return folders
@@ -102,11 +103,15 @@ def runs(tmp_path_factory) -> list[Path]:
 def test_runs_score_what_they_held_out(find, runs, tmp_path):
     first, second = runs
     held_out = ["b0", "b1", "b4", "b5"]
+    third = first.with_name("third")
+    third.mkdir()
+    (third / "run.json").write_text("{}")
     _, rows = find(f"runs={first.parent}", "score=dice", "top=1")
     assert sorted(row["case_id"] for row in rows) == held_out
     values = [float(row["dice"]) for row in rows]
     assert values == sorted(values) == [float(row["score"]) for row in rows]
     page = (tmp_path / "out" / "report.html").read_text()
+    assert f"Left out: the run {third} is not finished." in page
     assert "2 of 6 cases were not looked at, because every run has seen them: b2, b3." in page
     root = first.parents[2]
     shutil.copytree(root / "labels", tmp_path / "copy" / "labels")
@@ -132,12 +137,19 @@ def test_regions_are_refused_before_anything_is_predicted(find, runs, saved, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_runs_that_are_not_finished(find, tmp_path):
+    (tmp_path / "folds" / "a").mkdir(parents=True)
+    (tmp_path / "folds" / "a" / "run.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"runs: none of the 1 runs is finished. Go on with one by resume=.*folds/a"):
+        find(f"runs={tmp_path / 'folds'}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "Give trained runs as runs=DIR, or saved probabilities as predictions=DIR labels=DIR"),
         (["runs=a", "predictions=b"], "one of the two"),
-        (["runs=nowhere"], "runs: no run in nowhere"),
+        (["runs=nowhere"], "No run in nowhere. Give run directories"),
         (["runs=a", "labels=b"], "labels: runs bring their own data set"),
         (["predictions=nowhere"], "labels: give the folder of labels"),
         (["predictions=nowhere", "labels=nowhere"], "predictions: no folder nowhere"),

@@ -12,7 +12,7 @@ from volumes import blob, save
 
 from densecal.data.card import DataCard, override_card
 from densecal.inference import Predictor, WholeImage
-from densecal.inference.out_of_fold import OutOfFoldCases, find_runs
+from densecal.inference.out_of_fold import OutOfFoldCases
 
 
 class Constant(nn.Module):
@@ -100,14 +100,6 @@ def test_a_copy_of_the_data_may_lie_elsewhere(runs, tmp_path):
     other = made_set(tmp_path / "copy")
     cases = OutOfFoldCases(runs(*FOLDS), root=other.root)
     assert str(cases.all_cases[0].image[0]).startswith(str(other.root))
-
-
-def test_runs_are_found_in_folders(runs, tmp_path):
-    folders = runs(*FOLDS)
-    assert find_runs([tmp_path / "runs" / "folds"]) == find_runs([tmp_path / "runs"]) == find_runs(folders) == folders
-    assert find_runs([folders[1], tmp_path / "runs"]) == folders
-    with pytest.raises(FileNotFoundError, match=r"runs: no run in .*nothing: there is no run.json in it"):
-        find_runs([tmp_path / "nothing"])
 
 
 def test_out_of_fold_errors(runs, monkeypatch):
