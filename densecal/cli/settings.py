@@ -74,13 +74,11 @@ class SoftLabelSettings:
 
 
 @dataclass
-class EvaluateSettings:
-    """``configs/evaluate.yaml`` explains each setting and gives its default."""
+class _ScoredSettings:
+    """Where predictions and the labels to hold them against come from, and how saved ones are read."""
 
     data: Any = None
     inference: Any = None
-    run: Any = None
-    checkpoint: str = MISSING
     root: str | None = None
     split: str | None = None
     device: str = MISSING
@@ -88,8 +86,6 @@ class EvaluateSettings:
     labels: str | None = None
     images: str | None = None
     classes: list[str] | None = None
-    regions: dict[str, list[int]] | None = None
-    activation: str | None = None
     from_logits: bool = MISSING
     axes: str = MISSING
     label_values: list[int] | None = None
@@ -97,15 +93,25 @@ class EvaluateSettings:
     label_suffix: str = MISSING
     ignore_index: int | None = None
     background: int | None = None
-    subject_pattern: str | None = None
     strict: bool = MISSING
+    output: str | None = None
+
+
+@dataclass
+class EvaluateSettings(_ScoredSettings):
+    """``configs/evaluate.yaml`` explains each setting and gives its default."""
+
+    run: Any = None
+    checkpoint: str = MISSING
+    regions: dict[str, list[int]] | None = None
+    activation: str | None = None
+    subject_pattern: str | None = None
     num_bins: int = MISSING
     foreground_radius: int = MISSING
     boundary_width: float | None = None
     boundary_unit: str = MISSING
     surface_tolerance: float | None = None
     replicates: int = MISSING
-    output: str | None = None
 
 
 @dataclass
@@ -124,32 +130,14 @@ class CorruptLabelsSettings:
 
 
 @dataclass
-class FindLabelErrorsSettings:
+class FindLabelErrorsSettings(_ScoredSettings):
     """``configs/find_label_errors.yaml`` explains each setting and gives its default."""
 
-    data: Any = None
-    inference: Any = None
     runs: Any = None
     checkpoint: str | None = None
-    root: str | None = None
-    device: str = MISSING
-    predictions: str | None = None
-    labels: str | None = None
-    split: str | None = None
-    images: str | None = None
-    classes: list[str] | None = None
-    from_logits: bool = MISSING
-    axes: str = MISSING
-    label_values: list[int] | None = None
-    prediction_suffix: str | None = None
-    label_suffix: str = MISSING
-    ignore_index: int | None = None
-    background: int | None = None
     score: str = MISSING
     top: int = MISSING
     known: str | None = None
-    strict: bool = MISSING
-    output: str | None = None
 
 
 def register_settings() -> None:
