@@ -153,7 +153,7 @@ def name_methods(runs: Sequence[StudyRun]) -> list[str]:
     settings = [key for key in keys if not told(key)]
     names = []
     for run in runs:
-        words = [f"{group}={run.choices.get(group, 'null')}" for group in groups]
+        words = [f"{group}={run.choices.get(group, 'null').replace('None', 'null')}" for group in groups]
         words += [f"{key}={_spell(run, key)}" for key in settings if key in run.settings]
         names.append(" ".join(words) or run.choices.get("loss", "run"))
     return names
@@ -189,7 +189,7 @@ def mean_table(methods: Mapping[str, Sequence[StudyRun]], measures: Sequence[str
             values = _values(runs, key)
             mean = statistics.fmean(values)
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cells.append(Cell(f"{mean:.4f}{spread}", mean, strong=len(methods) > 1 and mean == best[key]))
+            cells.append(Cell(f"{mean:.4f}{spread}".replace("-", "\N{MINUS SIGN}"), mean, strong=len(methods) > 1 and mean == best[key]))
         rows.append(tuple(cells))
     return Table("means", caption, (text("method"), text("runs"), *(text(_head(key)) for key in measures)), tuple(rows))
 
