@@ -136,7 +136,7 @@ def test_done_runs_are_not_taken_for_others(study, calls, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["study=distil_hippocampus"], "No study 'distil_hippocampus'. Did you mean 'distill_hippocampus'?"),
+        (["study=distil_hippocampus"], "No study 'distil_hippocampus'. Did you mean 'distill_hippocampus'"),
         (["output=x"], "Missing: study=NAME or runs=FOLDER."),
         (["{study}", "data.epoch=3"], "teacher: Unknown setting 'data.epoch'. Did you mean 'data.epochs'?"),
         (["{study}", "loss=slvs"], "teacher: "),

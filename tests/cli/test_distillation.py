@@ -40,7 +40,7 @@ def teacher(blobs) -> Path:
 def soft_labels(teacher, tmp_path_factory) -> Path:
     """What it says about its training cases."""
     folder = tmp_path_factory.mktemp("soft") / "labels"
-    run("soft-labels", folder.parent, f"run={teacher}", f"output={folder}")
+    run("soft_labels", folder.parent, f"run={teacher}", f"output={folder}")
     return folder
 
 
@@ -133,14 +133,14 @@ def test_stopped_writing_goes_on(teacher, soft_labels, tmp_path):
     whole, begun = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
     (folder / f".partial-{lost.name}").write_bytes(whole[:50])
-    assert "2 cases, train, 1 of them there already" in run("soft-labels", tmp_path, f"run={teacher}", f"output={folder}")
+    assert "2 cases, train, 1 of them there already" in run("soft_labels", tmp_path, f"run={teacher}", f"output={folder}")
     np.testing.assert_array_equal(nib.load(lost).get_fdata(), nib.load(soft_labels / lost.name).get_fdata())
     assert kept.stat().st_mtime_ns == begun
     assert not list(folder.glob(".*"))
 
 
 def test_soft_labels_of_two_teachers_do_not_mix(teacher, soft_labels, tmp_path):
-    refused = run("soft-labels", tmp_path, f"run={teacher}", "checkpoint=last", "inference=sliding_window", f"output={soft_labels}", status=1)
+    refused = run("soft_labels", tmp_path, f"run={teacher}", "checkpoint=last", "inference=sliding_window", f"output={soft_labels}", status=1)
     assert refused.startswith(f"error: {soft_labels}: holds soft labels with ")
 
 

@@ -104,7 +104,7 @@ def test_evaluation_has_the_scores_of_soft_references(activation):
     case = make_case((5, 7), batch=3)
     probs, shares = (case.logits.softmax(1), case.soft_labels)
     background = 0 if activation == "softmax" else None
-    evaluation = SegmentationEvaluation(LabelSchema(("a", "b", "c"), background=background), activation=activation)
+    evaluation = SegmentationEvaluation(LabelSchema(("a", "b", "c"), background=background, activation=activation))
     evaluation.update(probs, shares, torch.arange(3))
     result = evaluation.compute()
     scores = qubiq_dice(probs, shares, activation=activation)
