@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from densecal.checks import check_choice, check_logits, plain
+from densecal.checks import check_choice, check_logits, may_look, plain
 from densecal.losses.fused import fused_values
 from densecal.ops.backend import BACKENDS, Backend
 from densecal.registry import LOSSES, near_matches
@@ -230,7 +230,9 @@ class CompoundLoss(nn.Module):
 def _masked(logits: Tensor, target: SoftTarget) -> Tensor:
     """What terms are handed: whatever stands at an ignored pixel, inf and NaN included, reaches neither a value nor a gradient. Below single
     precision exp and sums fail."""
-    return torch.where(target.valid.unsqueeze(1), logits, 0.0).to(target.dtype)
+    valid = target.valid
+    masked = logits if may_look(valid) and bool(valid.all()) else torch.where(valid.unsqueeze(1), logits, 0.0)
+    return masked.to(target.dtype)
 
 
 def _only(context: Mapping[str, Any], needs: tuple[str, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which terms of a loss a fused kernel computes, by the loss's ``backend``."""
+"""Which terms of a loss are computed together in one pass over the logits: by Triton kernels on a GPU, in slabs on a CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densecal.ops import slab_losses
 from densecal.ops.backend import Backend, NotCovered, why_not_triton
+from densecal.ops.label_losses import Part
 from densecal.targets.base import SoftTarget
 from densecal.terms.base import Fused, Term
 
@@ -24,11 +26,12 @@ _NOT_NUMERICS = ("__init__", "extra_repr", "fused")
 def fused_values(
     backend: Backend, terms: Iterable[tuple[str, Term]], logits: Tensor, target: SoftTarget, context_of: Callable[[Term], Mapping[str, Any]]
 ) -> dict[str, Tensor]:
-    """Values of the terms that Triton kernels compute, by name; PyTorch is left the others.
+    """Values of the terms that are computed together, by name; the others compute themselves.
 
     Args:
-        backend: ``"auto"``: what is covered, on a GPU and outside of ``torch.compile``, and a word in the log about what is not. ``"torch"``: nothing.
-            ``"triton"``: everything, or an error.
+        backend: ``"auto"``: what Triton kernels cover, on a GPU and outside of ``torch.compile``, and a word in the log about what they do not.
+            ``"triton"``: everything by them, or an error. On a CPU, outside of ``torch.compile``, PyTorch's operations take slabs of pixels where
+            :mod:`densecal.ops.slab_losses` covers the term, whether ``"auto"`` or ``"torch"``.
         terms: Names and terms.
         logits: ``(N, C, *spatial)`` as the network gave them.
         target: The target of all terms.
@@ -37,9 +40,12 @@ def fused_values(
     Raises:
         ValueError: If ``backend`` is ``"triton"`` and a term is not covered, or Triton does not run there.
     """
-    if not _takes_kernels(backend, logits):
-        return {}
-    return _run(backend == "triton", list(terms), logits, target, context_of)
+    named = list(terms)
+    if _takes_kernels(backend, logits):
+        return _by_triton(backend == "triton", named, logits, target, context_of)
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _run(slab_losses.label_losses, slab_losses.check_part, lambda reason: None, named, logits, target, context_of)
+    return {}
 
 
 def _takes_kernels(backend: Backend, logits: Tensor) -> bool:
@@ -47,26 +53,42 @@ def _takes_kernels(backend: Backend, logits: Tensor) -> bool:
 
 
 @torch.compiler.disable
-def _run(
+def _by_triton(
     insist: bool, terms: list[tuple[str, Term]], logits: Tensor, target: SoftTarget, context_of: Callable[[Term], Mapping[str, Any]]
 ) -> dict[str, Tensor]:
+    leave = functools.partial(_leave_to_torch, insist=insist)
     if (reason := why_not_triton(logits.device)) is not None:
-        _leave_to_torch(reason, insist)
+        leave(reason)
         return {}
     from densecal.ops.triton.label_losses import label_losses
 
+    return _run(label_losses, lambda part: None, leave, terms, logits, target, context_of)
+
+
+def _run(
+    label_losses: Callable[..., list[Any]],
+    check_part: Callable[[Part], None],
+    leave: Callable[[str], None],
+    terms: list[tuple[str, Term]],
+    logits: Tensor,
+    target: SoftTarget,
+    context_of: Callable[[Term], Mapping[str, Any]],
+) -> dict[str, Tensor]:
+    """Compute what ``label_losses`` covers, and ``leave`` the rest with a reason."""
     try:
         labels = target.labels_as_given()
     except NotCovered as uncovered:
-        _leave_to_torch(str(uncovered), insist)
+        leave(str(uncovered))
         return {}
     covered: dict[str, Fused] = {}
     for name, term in terms:
         try:
             _check_inherited(type(term))
-            covered[name] = term.fused(logits, target, context=context_of(term))
+            fused = term.fused(logits, target, context=context_of(term))
+            check_part(fused.part)
+            covered[name] = fused
         except NotCovered as uncovered:
-            _leave_to_torch(f"{name!r}: {uncovered}", insist)
+            leave(f"{name!r}: {uncovered}")
     values: dict[str, Tensor] = {}
     for per_pixel in (False, True):
         chosen = {name: fused for name, fused in covered.items() if fused.per_pixel == per_pixel}
@@ -76,7 +98,7 @@ def _run(
             parts = [fused.part for fused in chosen.values()]
             results = label_losses(logits, labels.given, parts, ignore_index=labels.ignore_index, per_pixel=per_pixel)
         except NotCovered as uncovered:
-            _leave_to_torch(str(uncovered), insist)
+            leave(str(uncovered))
             continue
         values |= {name: fused.finish(result) for (name, fused), result in zip(chosen.items(), results, strict=True)}
     return values
@@ -91,7 +113,7 @@ def _check_inherited(term: type[Term]) -> None:
                 raise NotCovered(f"no kernel computes {cls.__name__}, which has a {changed[0]!r} of its own")
 
 
-def _leave_to_torch(reason: str, insist: bool) -> None:
+def _leave_to_torch(reason: str, *, insist: bool) -> None:
     if insist:
         raise ValueError(f"Expected a loss that Triton kernels compute, for backend='triton', but {reason}. Use backend='auto' or 'torch'.")
     _say_once(reason)

@@ -26,6 +26,9 @@ __all__ = ["BORDERS", "Border", "Kernel", "gaussian_kernel", "mean_kernel", "nor
 Border: TypeAlias = Literal["replicate", "renormalize", "zeros"]
 BORDERS = ("replicate", "renormalize", "zeros")
 
+Padding: TypeAlias = Literal["replicate", "zeros", "inside"]
+"""What a convolution finds outside; ``"inside"``: nothing, it stays inside."""
+
 Weight: TypeAlias = "float | Tensor"
 """One weight for the whole batch, or one per image of shape ``(N,)``."""
 
@@ -55,18 +58,32 @@ class Kernel:
         """Side of the window per axis."""
         return tuple(len(axis) for axis in self.taps)
 
-    def convolve(self, values: Tensor, *, border: Literal["replicate", "zeros"]) -> Tensor:
-        """Weighted mean of ``values`` ``(N, channels, *spatial)`` over the window; the weights sum to 1."""
+    def of_image(self, image: int) -> Kernel:
+        """The window of one image of the batch, its weights numbers."""
+
+        def number(weight: Weight) -> float:
+            return float(weight[image]) if isinstance(weight, Tensor) else weight
+
+        taps, side_taps = (tuple(tuple(number(w) for w in axis) for axis in axes) for axes in (self.taps, self.side_taps))
+        return Kernel(taps, self.half_centre, side_taps, number(self.side_unit))
+
+    def convolve(self, values: Tensor, *, border: Padding) -> Tensor:
+        """Weighted mean of ``values`` ``(N, channels, *spatial)`` over the window; the weights sum to 1.
+
+        With ``border="inside"`` only over windows that lie in the image, so that each axis loses ``size - 1``.
+        """
         if self.half_centre:
             beside, total = self._beside_centre(values, border)
-            return values if beside is None else 0.5 * values + beside * _broadcast(0.5 / total, values)
+            for axis, weights in enumerate(self.taps):
+                values = _crop(values, axis + 2, weights, border)
+            return values if beside is None else _add(0.5 * values, beside, 0.5 / total)
         total = 1.0
         for axis, weights in enumerate(self.taps):
             values = _axis_pass(values, axis + 2, weights, border)
             total = total * sum(weights)
         return values * _broadcast(1.0 / total, values)
 
-    def _beside_centre(self, values: Tensor, border: Literal["replicate", "zeros"]) -> tuple[Tensor | None, Any]:
+    def _beside_centre(self, values: Tensor, border: Padding) -> tuple[Tensor | None, Any]:
         # With centre weight 1 on every axis: all weights so far = full, all but the central one = beside. One more axis with weights n beside its
         # centre gives beside' = n * full + beside and full' = full + n * full. Nothing is subtracted, so a narrow Gaussian loses no digits.
         beside: Tensor | None = None
@@ -78,10 +95,10 @@ class Kernel:
             if len(weights) == 1:
                 continue
             new = _axis_pass(full, axis + 2, side, border)
-            beside = new if beside is None else beside + new
+            beside = new if beside is None else _crop(beside, axis + 2, side, border) + new
             total = total + sum(side) * full_total
             if axis < last:
-                full = full + new * _broadcast(self.side_unit, values)
+                full = _add(_crop(full, axis + 2, side, border), new, self.side_unit)
                 full_total = full_total * sum(weights)
         return beside, total
 
@@ -209,28 +226,43 @@ def normalized_convolution(shares: Tensor, valid: Tensor, kernel: Kernel, *, bor
     return torch.where(mask, numerator / torch.where(mask, denominator, 1.0), 0.0)
 
 
-def _axis_pass(values: Tensor, axis: int, weights: tuple[Weight, ...], border: Literal["replicate", "zeros"]) -> Tensor:
+def _axis_pass(values: Tensor, axis: int, weights: tuple[Weight, ...], border: Padding) -> Tensor:
     reach, length = len(weights) // 2, values.shape[axis]
     if reach == 0:
         return values if weights == (1.0,) else values * _broadcast(weights[0], values)
-    first, final = values.narrow(axis, 0, 1), values.narrow(axis, length - 1, 1)
-    if border == "zeros":
-        first, final = torch.zeros_like(first), torch.zeros_like(final)
-    shape = list(values.shape)
-    shape[axis] = reach
-    padded = torch.cat([first.expand(shape), values, final.expand(shape)], dim=axis)
-    result: Tensor | None = None
-    for offset, weight in enumerate(weights):
-        if isinstance(weight, float) and weight == 0.0:
-            continue
-        shifted = padded.narrow(axis, offset, length)
-        if result is None:
-            result = shifted * _broadcast(weight, values)
-        elif isinstance(weight, Tensor):
-            result.addcmul_(shifted, _broadcast(weight, values))
-        else:
-            result.add_(shifted, alpha=weight)
-    return torch.zeros_like(values) if result is None else result
+    if border == "inside":
+        padded, length = values, length - 2 * reach
+    else:
+        first, final = values.narrow(axis, 0, 1), values.narrow(axis, length - 1, 1)
+        if border == "zeros":
+            first, final = torch.zeros_like(first), torch.zeros_like(final)
+        shape = list(values.shape)
+        shape[axis] = reach
+        padded = torch.cat([first.expand(shape), values, final.expand(shape)], dim=axis)
+    taps = [(weight, padded.narrow(axis, offset, length)) for offset, weight in enumerate(weights) if isinstance(weight, Tensor) or weight != 0.0]
+    if not taps:
+        return torch.zeros_like(padded.narrow(axis, 0, length))
+    # One that needs no multiplication goes first, if there is one.
+    taps.sort(key=lambda tap: isinstance(tap[0], Tensor) or tap[0] != 1.0)
+    weight, result = taps[0]
+    if isinstance(weight, Tensor) or weight != 1.0:
+        result = result * _broadcast(weight, values)
+    for number, (weight, shifted) in enumerate(taps[1:]):
+        result = _add(result, shifted, weight, out=result if number else None)
+    return result
+
+
+def _add(values: Tensor, others: Tensor, weight: Weight, *, out: Tensor | None = None) -> Tensor:
+    """``values`` plus ``weight`` times ``others``, into ``out`` if it is ``values``."""
+    if isinstance(weight, Tensor):
+        factor = _broadcast(weight, values)
+        return values.addcmul(others, factor) if out is None else out.addcmul_(others, factor)
+    return values.add(others, alpha=weight) if out is None else out.add_(others, alpha=weight)
+
+
+def _crop(values: Tensor, axis: int, weights: tuple[Weight, ...], border: Padding) -> Tensor:
+    reach = len(weights) // 2
+    return values.narrow(axis, reach, values.shape[axis] - 2 * reach) if border == "inside" else values
 
 
 def _sides(kernel_size: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:

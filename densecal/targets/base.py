@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from densecal.checks import check_choice
+from densecal.checks import check_choice, may_look
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.ops.activation import Activation
 from densecal.ops.backend import NotCovered
 from densecal.ops.label_losses import LabelShares
 from densecal.ops.neighbourhood import Border, Kernel, normalized_convolution
+from densecal.ops.slab_losses import label_shares
 
 if TYPE_CHECKING:
     from densecal.targets.one_hot import LabelMap
@@ -176,8 +177,22 @@ class SoftTarget:
     def probs(self) -> Tensor:
         """The distribution ``(N, C, *spatial)``; under softmax it sums to 1 over C where ``valid`` is True. 0 where not valid."""
         if self._probs is None:
+            self._probs = self._shares_of_labels()
+        if self._probs is None:
             self._probs = self.recipe(self.one_hot, self.valid, self.activation)
         return self._probs
+
+    def _shares_of_labels(self) -> Tensor | None:
+        """The distribution where a CPU makes it from a label map, without one-hot labels; None elsewhere."""
+        if self.labels is None or not may_look(self.labels.given):
+            return None
+        try:
+            shares = self.shares
+        except NotCovered:
+            return None
+        if shares.kernel is None and shares.boundary is None:
+            return None  # the one-hot labels do
+        return label_shares(self.labels.given, self.num_classes, shares, ignore_index=self.labels.ignore_index, dtype=self.dtype)
 
 
 class Target(nn.Module):

@@ -97,7 +97,7 @@ def make_target(
 class LabelMap:
     """Labels as they came, and what they say: the class of each pixel, and which pixels count.
 
-    Both are made when somebody asks: a kernel that reads the labels themselves spares the memory. On a CPU they are read, and checked, at once.
+    Both are made when somebody asks: who reads the labels themselves spares the memory. On a CPU they are checked at once.
 
     Args:
         given: ``(N, *spatial)``, of any integer type, or whole numbers of a floating one.
@@ -118,7 +118,7 @@ class LabelMap:
         self.ignore_index = ignore_index
         self._num_classes = num_classes
         self._read: tuple[Tensor, Tensor] | None = None
-        if may_look(given):
+        if may_look(given) and not _are_known(given, num_classes, ignore_index):
             self._read = _read_label_map(given, num_classes, ignore_index)
 
     @property
@@ -204,6 +204,19 @@ def _with_channel(label: Tensor, spatial_dims: int) -> Tensor:
     if not 1 <= spatial_dims <= 3 or label.ndim not in (spatial_dims + 1, spatial_dims + 2):
         raise ValueError(f"Expected labels with 1 to 3 spatial dimensions, (N, *spatial) or (N, channels, *spatial), but got {tuple(label.shape)}.")
     return label.unsqueeze(1) if label.ndim == spatial_dims + 1 else label
+
+
+def _are_known(label: Tensor, num_classes: int, ignore_index: int) -> bool:
+    """Whether integers are classes or ``ignore_index``, without a copy in another type."""
+    if label.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64) or label.numel() == 0:
+        return False
+    low, high = (int(value) for value in label.aminmax())
+    if low >= 0 and high < num_classes:
+        return True
+    bounds = torch.iinfo(label.dtype)
+    if not bounds.min <= ignore_index <= bounds.max:  # compared with such a number, an integer type would wrap it
+        return False
+    return not bool((((label < 0) | (label >= num_classes)) & (label != ignore_index)).any())
 
 
 def _read_label_map(label: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
