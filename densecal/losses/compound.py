@@ -103,13 +103,11 @@ class CompoundLoss(nn.Module):
         first = (context or {}).get("output", 0) == 0
         logits, soft_target, context = self._prepared(logits, target, context)
         fused = fused_values(self.backend, self._terms(), logits, soft_target, lambda term: _only(context, term.needs))
-        masked = logits if len(fused) == len(self.parts) else _masked(logits, soft_target)
-        if self.training and first and self.wants_training_logits:
-            with torch.no_grad():
-                seen = _masked(logits, soft_target)
-                for part in self._members():
-                    if part.wants_training_logits:
-                        part.on_batch(seen, soft_target, context=_only(context, part.needs))
+        observers = [part for part in self._members() if part.wants_training_logits] if self.training and first else []
+        masked = _masked(logits, soft_target) if observers or len(fused) < len(self.parts) else logits
+        with torch.no_grad():
+            for part in observers:
+                part.on_batch(masked, soft_target, context=_only(context, part.needs))
         return {name: fused[name] if name in fused else term(masked, soft_target, context=_only(context, term.needs)) for name, term in self._terms()}
 
     def _prepared(self, logits: Tensor, target: Tensor, context: Mapping[str, Any] | None) -> tuple[Tensor, SoftTarget, dict[str, Any]]:
@@ -178,11 +176,6 @@ class CompoundLoss(nn.Module):
     def case_levels(self) -> dict[str, dict[str, float]]:
         """Numbers that the target keeps of each training case: name -> case id -> number."""
         return self.target.case_levels()
-
-    @property
-    def wants_training_logits(self) -> bool:
-        """Whether the target or a term learns from the logits of the training batches."""
-        return any(part.wants_training_logits for part in self._members())
 
     @property
     def wants_validation_logits(self) -> bool:

@@ -264,12 +264,17 @@ class Evaluation:
     def scalars(self) -> dict[str, float]:
         """Flat numbers for logging: overlap as the mean over cases (``dice``, ``dice/<class>``, ``iou``, ...), the rest pooled (``ece``, ``ece_foreground``,
         ``ece_classwise``, ``nll``, ``brier``, ``accuracy``, each also with ``_foreground`` and ``_boundary``)."""
-        numbers = {key: value for key, value in self.mean.items() if not key.startswith("case_")} | self.fine_grained
-        for region, values in self.pooled.items():
-            for key, value in values.items():
-                if key != "num_voxels":
-                    numbers[("ece" if key == "ece_top_label" else key) + _suffix(region)] = value
-        return numbers
+        return flat_scores(self.mean, self.fine_grained, self.pooled)
+
+
+def flat_scores(mean: Mapping[str, float], fine_grained: Mapping[str, float], pooled: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """What :meth:`Evaluation.scalars` says, from its parts, or from those of a ``summary.json``."""
+    numbers = {key: value for key, value in mean.items() if not key.startswith("case_")} | dict(fine_grained)
+    for region, values in pooled.items():
+        for key, value in values.items():
+            if key != "num_voxels":
+                numbers[("ece" if key == "ece_top_label" else key) + _suffix(region)] = value
+    return numbers
 
 
 def case_overlap(evaluation: Evaluation) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from scipy.stats import t as student_t
 
+from densecal.metrics.results import flat_scores
 from densecal.registry import near_matches
 from densecal.report.measures import measure
 from densecal.report.tables import UNDEFINED, Cell, Table, text
@@ -105,7 +106,7 @@ def read_run(folder: Path) -> StudyRun:
         record["started"],
         {group: str(choice) for group, choice in record["choices"].items()},
         dict(_flat(config, "")),
-        {key: value for key, value in _scores(summary).items() if value is not None},
+        {key: value for key, value in flat_scores(summary["mean"], summary["fine_grained"], summary["pooled"]).items() if value is not None},
         f"{config['data']['name']} ({classes}): {summary['split']}",
     )
 
@@ -116,14 +117,6 @@ def _flat(node: Any, key: str) -> Iterable[tuple[str, Any]]:
             yield from _flat(child, f"{key}.{name}" if key else str(name))
     else:
         yield key, node
-
-
-def _scores(summary: Mapping[str, Any]) -> dict[str, Any]:
-    scores = {key: value for key, value in summary["mean"].items() if not key.startswith("case_")} | summary["fine_grained"]
-    for region, values in summary["pooled"].items():
-        suffix = "" if region == "all" else f"_{region}"
-        scores |= {("ece" if key == "ece_top_label" else key) + suffix: value for key, value in values.items() if key != "num_voxels"}
-    return scores
 
 
 def name_methods(runs: Sequence[StudyRun]) -> list[str]:
