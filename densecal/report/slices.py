@@ -252,16 +252,10 @@ def _draw(arrays: Sequence[np.ndarray], spacing: Sequence[float], schema: LabelS
     wrong = (prediction != label) & (label != schema.ignore_index)
     sure = wrong & (confidence > _CONFIDENT)
     ignored = label == schema.ignore_index
-    if (
-        schema.activation == "sigmoid"
-    ):  # one picture of them all: what is wrong in any region, and the region of which model and raters are least sure
-        wrong, sure, ignored, confidence, *agreement = (
-            wrong.any(0),
-            sure.any(0),
-            ignored.any(0),
-            confidence.min(0),
-            *(share.min(0) for share in agreement),
-        )
+    if schema.activation == "sigmoid":
+        # One picture of all regions: what is wrong in any of them, and how sure model and raters are of the one in doubt.
+        wrong, sure, ignored = (mask.any(0) for mask in (wrong, sure, ignored))
+        confidence, *agreement = (share.min(0) for share in (confidence, *agreement))
     panels = (
         picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2),
         paint_label(base, label, schema),
