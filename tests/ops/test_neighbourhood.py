@@ -113,6 +113,26 @@ def test_spacing_per_image_equals_each_image_alone(kind):
         torch.testing.assert_close(together[i : i + 1], alone)
 
 
+@each_dimension
+@each_kernel
+def test_inside_is_what_no_border_reaches(spatial, kind):
+    values = torch.randn(2, 3, *(side + 4 for side in spatial), dtype=torch.float64)
+    sizes = ((3,), (5, 3), (3, 1, 5))[len(spatial) - 1]
+    kernel = MAKE[kind](sizes, 0.9, len(spatial))
+    inner = tuple(slice(side // 2, length - side // 2) for side, length in zip(sizes, values.shape[2:], strict=True))
+    expected = kernel.convolve(values, border="zeros")[(slice(None), slice(None), *inner)]
+    torch.testing.assert_close(kernel.convolve(values, border="inside"), expected)
+
+
+def test_kernel_of_one_image_of_the_batch():
+    spacing = torch.tensor([[1.0, 1.0], [4.0, 0.5]])
+    for make in (gaussian_kernel, svls_kernel):
+        batch = make(5, 1.0, 2, spacing=spacing)
+        for i in range(2):
+            torch.testing.assert_close(batch.of_image(i).dense(), batch.dense()[i])
+            torch.testing.assert_close(batch.of_image(i).dense(), make(5, 1.0, 2, spacing=spacing[i].tolist()).dense())
+
+
 def test_class_permutation_permutes_the_shares():
     shares, valid = one_hot_of(make_case((5, 7)))
     order = [2, 0, 1]

@@ -231,6 +231,18 @@ class Sizes(TorchDispatchMode):
         return result
 
 
+def test_shares_are_let_go_after_the_backward_pass():
+    case = make_case((5, 7))
+    logits = case.logits.requires_grad_()
+    value = SVLSLoss()(logits, case.label_map)
+    value.backward(retain_graph=True)
+    first, logits.grad = logits.grad, None
+    value.backward()
+    assert torch.equal(first, logits.grad)
+    with pytest.raises(RuntimeError, match="second time"):
+        value.backward()
+
+
 @pytest.mark.parametrize("blocks", [False, True], ids=["regions", "blocks"])
 @pytest.mark.parametrize("loss", [SVLSLoss(), NACLLoss()], ids=["svls", "nacl"])
 def test_the_gradient_is_the_only_tensor_as_large_as_the_logits(loss, blocks, monkeypatch):

@@ -105,3 +105,11 @@ def test_labels_that_do_not_fit_the_logits_are_refused(shape, dtype, message):
 
 def test_volume_of_depth_one_keeps_its_depth():
     assert align_label(torch.zeros(2, 1, 8, 8).long(), torch.zeros(2, 3, 1, 8, 8)).shape == (2, 1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("label", [156, 255], ids=str)
+def test_a_byte_is_not_taken_for_an_ignored_label_it_cannot_hold(label):
+    # -100 in 8 bits is 156.
+    with pytest.raises(ValueError, match=rf"ignore_index=-100, but got \[{label}\]"):
+        one_hot_target(torch.tensor([[0, label]], dtype=torch.uint8), 3)
+    assert one_hot_target(torch.tensor([[0, label]], dtype=torch.uint8), 3, ignore_index=label).valid.tolist() == [[True, False]]
