@@ -102,7 +102,7 @@ class CompoundLoss(nn.Module):
         """The unweighted value of each term by name; arguments as :meth:`forward`."""
         first = (context or {}).get("output", 0) == 0
         logits, soft_target, context = self._prepared(logits, target, context)
-        fused = fused_values(self.backend, self._terms(), logits, soft_target, lambda term: _only(context, term.needs))
+        fused = fused_values(self.backend, self._terms(), logits, soft_target, lambda term: _only(context, term.needs), self.weights)
         observers = [part for part in self._members() if part.wants_training_logits] if self.training and first else []
         masked = _masked(logits, soft_target) if observers or len(fused) < len(self.parts) else logits
         with torch.no_grad():

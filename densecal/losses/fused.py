@@ -24,7 +24,12 @@ _NOT_NUMERICS = ("__init__", "extra_repr", "fused")
 
 
 def fused_values(
-    backend: Backend, terms: Iterable[tuple[str, Term]], logits: Tensor, target: SoftTarget, context_of: Callable[[Term], Mapping[str, Any]]
+    backend: Backend,
+    terms: Iterable[tuple[str, Term]],
+    logits: Tensor,
+    target: SoftTarget,
+    context_of: Callable[[Term], Mapping[str, Any]],
+    weights: Mapping[str, float | Tensor],
 ) -> dict[str, Tensor]:
     """Values of the terms that are computed together, by name; the others compute themselves.
 
@@ -36,6 +41,7 @@ def fused_values(
         logits: ``(N, C, *spatial)`` as the network gave them.
         target: The target of all terms.
         context_of: The side inputs of a term.
+        weights: What each value will be multiplied by, most likely, before they are added up; they are not here.
 
     Raises:
         ValueError: If ``backend`` is ``"triton"`` and a term is not covered, or Triton does not run there.
@@ -44,7 +50,7 @@ def fused_values(
     if _takes_kernels(backend, logits):
         return _by_triton(backend == "triton", named, logits, target, context_of)
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _run(slab_losses.label_losses, slab_losses.check_part, lambda reason: None, named, logits, target, context_of)
+        return _run(slab_losses.label_losses, slab_losses.check_part, lambda reason: None, named, logits, target, context_of, weights)
     return {}
 
 
@@ -62,7 +68,10 @@ def _by_triton(
         return {}
     from densecal.ops.triton.label_losses import label_losses
 
-    return _run(label_losses, lambda part: None, leave, terms, logits, target, context_of)
+    def compute(*args: Any, objective: slab_losses.Objective, **options: Any) -> list[Any]:
+        return label_losses(*args, **options)  # a gradient made in the forward pass would have to be read and written again in the backward pass
+
+    return _run(compute, lambda part: None, leave, terms, logits, target, context_of, {})
 
 
 def _run(
@@ -73,6 +82,7 @@ def _run(
     logits: Tensor,
     target: SoftTarget,
     context_of: Callable[[Term], Mapping[str, Any]],
+    weights: Mapping[str, float | Tensor],
 ) -> dict[str, Tensor]:
     """Compute what ``label_losses`` covers, and ``leave`` the rest with a reason."""
     try:
@@ -96,12 +106,18 @@ def _run(
             continue
         try:
             parts = [fused.part for fused in chosen.values()]
-            results = label_losses(logits, labels.given, parts, ignore_index=labels.ignore_index, per_pixel=per_pixel)
+            objective = functools.partial(_weighted_sum, chosen, weights)
+            results = label_losses(logits, labels.given, parts, ignore_index=labels.ignore_index, per_pixel=per_pixel, objective=objective)
         except NotCovered as uncovered:
             leave(str(uncovered))
             continue
         values |= {name: fused.finish(result) for (name, fused), result in zip(chosen.items(), results, strict=True)}
     return values
+
+
+def _weighted_sum(terms: Mapping[str, Fused], weights: Mapping[str, float | Tensor], results: Iterable[Any]) -> Tensor:
+    values = [weights[name] * fused.finish(result) for (name, fused), result in zip(terms.items(), results, strict=True)]
+    return torch.stack(values).sum()
 
 
 def _check_inherited(term: type[Term]) -> None:

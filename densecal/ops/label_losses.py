@@ -59,7 +59,7 @@ class LabelShares:
         even: float | Tensor = self.smoothing
         if self.boundary is not None:
             near_ignored = window_maximum((~mask).to(dtype), self.boundary) > 0
-            even = even * (boundary_region(classes.unsqueeze(1).to(dtype), valid, kernel_size=self.boundary) & ~near_ignored)
+            even = even * (boundary_region(classes.unsqueeze(1).to(dtype), valid, kernel_size=self.boundary) & ~near_ignored).to(dtype)
         return torch.where(mask, (1.0 - even) * shares + even / num_classes, 0.0)
 
 

@@ -116,19 +116,30 @@ class LabelWindows:
     def at(self, image: int, pixels: Tensor) -> Tensor:
         """Shares ``(C, M)`` at M pixels of an image, given by their place in its flattened map."""
         assert self._weights is not None
-        rest = pixels.to(self._offsets.dtype)
-        start = torch.zeros_like(rest)
+        shares = torch.empty(self.num_classes, pixels.shape[0], dtype=self.dtype)
+        codes = self.padded[image].flatten()
+        weights = self._weights[image if self._weights.shape[0] > 1 else 0]
+        step = max(1, _CHUNK // self._offsets.shape[0])
+        for some, result in zip(pixels.split(step), shares.split(step, dim=1), strict=True):
+            places = self._place(some.to(self._offsets.dtype)) + self._offsets
+            around = codes.index_select(0, places.flatten()).long().view_as(places)
+            total = torch.zeros(self.num_classes + 2, some.shape[0], dtype=self.dtype)
+            total.scatter_add_(0, around, weights[:, None].expand(around.shape))
+            classes = total[: self.num_classes]
+            if self.sums_to_one:
+                result.copy_(classes)
+            else:
+                torch.div(classes, classes.sum(dim=0) + total[-1], out=result)
+        return shares
+
+    def _place(self, pixels: Tensor) -> Tensor:
+        """Where in the padded map the windows of pixels begin."""
+        place = torch.zeros_like(pixels)
         for axis, stride in enumerate(self._strides):
             plane = math.prod(self.spatial[axis + 1 :])
-            start += torch.div(rest, plane, rounding_mode="floor") * stride
-            rest = rest % plane
-        places = start + self._offsets
-        codes = self.padded[image].flatten().index_select(0, places.flatten()).view_as(places)
-        weights = self._weights[image if self._weights.shape[0] > 1 else 0]
-        shares = torch.zeros(self.num_classes + 2, pixels.shape[0], dtype=self.dtype)
-        shares.scatter_add_(0, codes.long(), weights[:, None].expand(codes.shape))
-        classes = shares[: self.num_classes]
-        return classes if self.sums_to_one else classes.div_(classes.sum(dim=0) + shares[-1])
+            place += torch.div(pixels, plane, rounding_mode="floor") * stride
+            pixels = pixels % plane
+        return place
 
     def near_ignored(self) -> Tensor:
         """Where a window holds an ignored pixel, ``(N, *spatial)``."""

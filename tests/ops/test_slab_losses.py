@@ -8,12 +8,12 @@ import torch
 from cases import each_dimension, make_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from densecal.losses import CompoundLoss, NACLLoss, SVLSLoss
+from densecal.losses import CompoundLoss, CrossEntropyLoss, DiceCELoss, MbLSLoss, NACLLoss, SVLSLoss
 from densecal.ops import gaussian_kernel, label_windows, mean_kernel, slab_losses, svls_kernel
 from densecal.ops.backend import NotCovered
-from densecal.ops.label_losses import CrossEntropyPart, LabelShares, MarginPart, NeighbourPart, label_losses
+from densecal.ops.label_losses import CrossEntropyPart, LabelShares, MarginPart, NeighbourPart, OverlapPart, PixelLoss, label_losses
 from densecal.targets import BoundarySmoothingTarget, SVLSTarget, one_hot_target
-from densecal.terms import CrossEntropy, LogitMargin
+from densecal.terms import CrossEntropy, LogitMargin, NegativeEntropy, NeighbourPenalty
 
 # The module of the name that the package exports as a function.
 dense = importlib.import_module("densecal.ops.label_losses")
@@ -41,21 +41,32 @@ def way(request, monkeypatch):
     monkeypatch.setattr(slab_losses, "_PLANES", 2)
 
 
-def value_and_gradient(function, logits, labels, parts, *, per_pixel=False, ignore_index=-100):
-    """All values, what they are divided by, and the gradient of a sum of them in which each counts differently."""
-    logits = logits.detach().clone().requires_grad_()
-    results = function(logits, labels, parts, ignore_index=ignore_index, per_pixel=per_pixel)
+def numbers_of(result):
+    """What can be differentiated."""
+    return (result.values,) if isinstance(result, PixelLoss) else (result.tp, result.fp, result.fn)
+
+
+def weighted_sum(results):
+    """In which each number counts differently."""
     generator = torch.Generator().manual_seed(0)
-    total = sum((number + 1) * (r.values * torch.rand(r.values.shape, generator=generator).to(r.values)).sum() for number, r in enumerate(results))
-    total.backward()
-    return [r.values.detach() for r in results], [r.count for r in results], logits.grad
+    numbers = [number for result in results for number in numbers_of(result)]
+    return sum((place + 1) * (n * torch.rand(n.shape, generator=generator).to(n)).sum() for place, n in enumerate(numbers))
+
+
+def value_and_gradient(function, logits, labels, parts, **options):
+    """All values, what they are divided by or the largest shares, and the gradient of a weighted sum."""
+    logits = logits.detach().clone().requires_grad_()
+    results = function(logits, labels, parts, **{"ignore_index": -100} | options)
+    weighted_sum(results).backward()
+    values = [number.detach() for result in results for number in numbers_of(result)]
+    return values, [r.count if isinstance(r, PixelLoss) else r.largest for r in results], logits.grad
 
 
 def assert_as_dense(logits, labels, parts, **options):
-    torch.testing.assert_close(
-        value_and_gradient(slab_losses.label_losses, logits, labels, parts, **options),
-        value_and_gradient(label_losses, logits, labels, parts, **options),
-    )
+    """Whatever is known in advance of what the results are for."""
+    expected = value_and_gradient(label_losses, logits, labels, parts, **options)
+    for objective in (None, weighted_sum, lambda results: 3 * weighted_sum(results), lambda results: sum(numbers_of(r)[0].sum() for r in results)):
+        torch.testing.assert_close(value_and_gradient(slab_losses.label_losses, logits, labels, parts, **options, objective=objective), expected)
 
 
 @each_dimension
@@ -69,6 +80,40 @@ def test_slabs_as_dense(way, spatial, kind, border):
         assert_as_dense(case.logits, case.label_map, parts, per_pixel=per_pixel)
     for part in parts[::2]:
         assert_as_dense(case.logits, case.label_map, [part])
+
+
+MARGINS = {
+    "l1": MarginPart(1.0, False, 0.3),
+    "maxsup": MarginPart(0.0, False, 0.3),
+    "l2": MarginPart(0.5, True, 0.3),
+    "largest": MarginPart(0.5, True, 0.3, 0.2),
+    "detached": MarginPart(0.5, True, 0.3, 0.2, detached=True),
+}
+
+
+@pytest.mark.parametrize("part", MARGINS.values(), ids=MARGINS)
+@pytest.mark.parametrize("per_pixel", [False, True], ids=["sum", "per-pixel"])
+def test_margins_as_dense(way, part, per_pixel):
+    case = make_case((5, 7))
+    case.logits[:, 0, :3] = case.logits[:, 1, :3]  # some of these are the largest
+    case.logits[:, :, 3] = 0.0
+    assert_as_dense(case.logits, case.label_map, [CrossEntropyPart(LabelShares()), part], per_pixel=per_pixel)
+    assert_as_dense(case.logits, case.label_map, [part], per_pixel=per_pixel)
+
+
+@each_dimension
+@each_border
+@pytest.mark.parametrize("kind", ["none", "mean", "svls"])
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_overlaps_as_dense(way, spatial, kind, border, norm):
+    kernel = KERNELS[kind](SIDES[len(spatial)], len(spatial))
+    for ignored in (0.0, 0.3):
+        case = make_case(spatial, ignored=ignored)
+        case.label_map[0, : spatial[0] // 2] = 1  # without the other classes
+        for smoothing, boundary in ((0.0, None), (0.2, None), (0.2, SIDES[len(spatial)])):
+            part = OverlapPart(LabelShares(kernel, border, smoothing, boundary), norm)
+            assert_as_dense(case.logits, case.label_map, [part])
+    assert_as_dense(case.logits, case.label_map, [part, CrossEntropyPart(part.shares, WEIGHTS), OverlapPart(LabelShares()), MARGINS["l2"]])
 
 
 @each_dimension
@@ -203,15 +248,55 @@ def test_a_small_loss_under_large_logits_as_precise_as_pytorch():
 
 
 def test_parts_without_slabs_are_left_to_their_terms():
-    for part in (MarginPart(1.0, False, 0.5), NeighbourPart(LabelShares(smoothing=0.1)), NeighbourPart(LabelShares(smoothing=torch.tensor(0.0)))):
+    for part in (NeighbourPart(LabelShares(smoothing=0.1)), NeighbourPart(LabelShares(smoothing=torch.tensor(0.0)))):
         with pytest.raises(NotCovered, match="no slabs"):
             slab_losses.label_losses(torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=torch.long), [part], ignore_index=-100)
     case = make_case((5, 7))
-    loss = CompoundLoss(SVLSTarget(), {"ce": {"term": CrossEntropy()}, "margin": {"term": LogitMargin(margin=1.0)}})
+    loss = CompoundLoss(SVLSTarget(), {"ce": {"term": CrossEntropy()}, "entropy": {"term": NegativeEntropy()}})
     target = loss.target(case.label_map, 3, dtype=torch.float64)
     parts = loss.terms(case.logits, case.label_map)
     for name in parts:
         torch.testing.assert_close(parts[name], loss.parts[name](torch.where(case.valid.unsqueeze(1), case.logits, 0.0), target))
+
+
+TERMS = {
+    "ce": {"term": CrossEntropy(), "weight": 0.7},
+    "neighbour": {"term": NeighbourPenalty(), "weight": 0.1},
+    "margin": {"term": LogitMargin(margin=1.0), "weight": 0.2},
+}
+
+
+@pytest.mark.parametrize("names", [["ce"], ["ce", "margin"], ["ce", "neighbour", "margin"]], ids="+".join)
+@pytest.mark.parametrize("scale", [1.0, 65536.0, 1 / 3], ids=str)
+def test_slabs_are_visited_once_where_the_loss_is_the_weighted_sum(names, scale, monkeypatch):
+    visits = []
+    visit = slab_losses._Work.visit
+    monkeypatch.setattr(slab_losses._Work, "visit", lambda self, logits: visits.append(1) or visit(self, logits))
+    case = make_case((5, 7))
+    loss, logits = CompoundLoss(SVLSTarget(), {name: TERMS[name] for name in names}), case.logits.requires_grad_()
+    (scale * loss(logits, case.label_map)).backward()
+    assert len(visits) == 1
+    once, logits.grad = logits.grad, None
+    # A sum with other weights is not what was expected, and right nevertheless.
+    parts = loss.terms(logits, case.label_map)
+    sum(scale * (place + 1) * loss.weights[name] * value for place, (name, value) in enumerate(parts.items())).backward()
+    assert len(visits) == (2 if len(names) == 1 else 3)
+    if len(names) == 1:
+        torch.testing.assert_close(logits.grad, once)
+    with torch.no_grad():
+        loss(logits, case.label_map)
+    assert len(visits) == (3 if len(names) == 1 else 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_scaled_loss_keeps_small_gradients_of_half_precision(dtype):
+    """A mean over many pixels has gradients that half precision cannot hold unless they are scaled, as a gradient scaler does."""
+    case = make_case((64, 64), dtype=torch.float32)
+    logits = case.logits.to(dtype).requires_grad_()
+    (65536 * CrossEntropyLoss()(logits, case.label_map)).backward()
+    exact = logits.detach().double().requires_grad_()
+    (65536 * CrossEntropyLoss(backend="torch")(exact, case.label_map)).backward()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 class Sizes(TorchDispatchMode):
@@ -231,20 +316,20 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-def test_shares_are_let_go_after_the_backward_pass():
+def test_everything_is_let_go_after_the_backward_pass():
     case = make_case((5, 7))
     logits = case.logits.requires_grad_()
     value = SVLSLoss()(logits, case.label_map)
     value.backward(retain_graph=True)
     first, logits.grad = logits.grad, None
     value.backward()
-    assert torch.equal(first, logits.grad)
+    torch.testing.assert_close(first, logits.grad)
     with pytest.raises(RuntimeError, match="second time"):
         value.backward()
 
 
 @pytest.mark.parametrize("blocks", [False, True], ids=["regions", "blocks"])
-@pytest.mark.parametrize("loss", [SVLSLoss(), NACLLoss()], ids=["svls", "nacl"])
+@pytest.mark.parametrize("loss", [SVLSLoss(), NACLLoss(), MbLSLoss(), DiceCELoss()], ids=["svls", "nacl", "mbls", "dice_ce"])
 def test_the_gradient_is_the_only_tensor_as_large_as_the_logits(loss, blocks, monkeypatch):
     monkeypatch.setattr(slab_losses, "_SLAB", 2**10)
     monkeypatch.setattr(label_windows, "_CHUNK", 2**10)
@@ -254,11 +339,11 @@ def test_the_gradient_is_the_only_tensor_as_large_as_the_logits(loss, blocks, mo
         torch.randint(0, 8, (1, 40, 16, 16), generator=generator, dtype=torch.uint8) if blocks else torch.zeros(1, 40, 16, 16, dtype=torch.uint8)
     )
     with Sizes(logits.numel()) as sizes:
-        value = loss(logits, label_map)
+        loss(logits, label_map).backward()
+    assert sizes.large == ["aten.empty.memory_format"]
+    with Sizes(logits.numel()) as sizes, torch.no_grad():
+        loss(logits, label_map)
     assert sizes.large == []
-    with Sizes(logits.numel()) as sizes:
-        value.backward()
-    assert sizes.large == ["aten.empty_like.default"]
 
 
 @each_dimension
