@@ -34,6 +34,9 @@ Objective: TypeAlias = Callable[[Sequence[PixelLoss]], Tensor]
 _SLAB = 2**20
 """Logits of a slab, 4 MiB in single precision: enough to make the time to call an operation small, and few enough for a cache."""
 
+_PIXELS = 2**17
+"""Pixels of a slab at most, as with few classes numbers per pixel are what fills the cache."""
+
 _PLANES = 8
 """Pixels along the first axis that a slab has where windows are smoothed box by box, as it needs ``size - 1`` more of them."""
 
@@ -132,7 +135,7 @@ def label_shares(labels: Tensor, num_classes: int, shares: LabelShares, *, ignor
 
 def _slabs(codes: Tensor, valid: Tensor | None, num_classes: int, planes: int, classes: Tensor | None = None) -> Iterator[Slab]:
     spatial = tuple(codes.shape[1:])
-    size = max(1, _SLAB // num_classes)
+    size = max(1, min(_SLAB // num_classes, _PIXELS))
     # Unless planes are so large that those would not stay in a cache of any size.
     if planes > 1 and planes * math.prod(spatial[1:]) <= 16 * size:
         size = max(size, planes * math.prod(spatial[1:]))

@@ -343,14 +343,15 @@ class _Overlap(SlabPart):
         if slab.ignored is not None:
             p.masked_fill_(slab.ignored, 0.0)
         image, size = slab.image, p.shape[1]
-        self._p[image] += (torch.square(p, out=view.scratch) if self.squared else p).sum(dim=1)
+        mass = (torch.square(p, out=view.scratch) if self.squared else p).sum(dim=1)
+        self._p[image] += mass
         if piece.index is None:
             rows = piece.rows if slab.ignored is None else piece.rows.masked_fill(slab.ignored, 0.0)
             self._distance[image] += self._measure(torch.sub(p, rows, out=view.scratch)).sum(dim=1)
             self._count(image, rows)
             return
         # The even share everywhere; then at labels, where those are not mixed and not ignored, and at mixed pixels what it is instead.
-        self._distance[image] += self._measure(torch.sub(p, piece.even, out=view.scratch)).sum(dim=1)
+        self._distance[image] += self._measure(torch.sub(p, piece.even, out=view.scratch)).sum(dim=1) if piece.even else mass
         of_label = p.gather(0, slab.label)[0]
         change = self._measure(of_label - (piece.even + piece.hard)) - self._measure(of_label - piece.even)
         plain = torch.ones(size, dtype=torch.bool)
@@ -396,13 +397,15 @@ class _Overlap(SlabPart):
         there = p.gather(1, piece.columns(p.shape[0]))
         others = self._slope(there, piece.rows, factor)
         mean.index_copy_(0, piece.index, (there * others).sum(dim=0))
-        out.addcmul_(p, slope.sub_(mean))
+        out.addcmul_(p, torch.sub(slope, mean, out=view.scratch))
         _correct(out, change, piece, there * (others - self._slope(there, piece.even, factor)))
         return change
 
     def _slope(self, p: Tensor, q: Tensor | float, factor: tuple[Tensor, ...], out: Tensor | None = None) -> Tensor:
         """Derivative for p of both sums, each times its slope."""
         of_p, of_distance = factor
+        if isinstance(q, float) and q == 0.0:  # |p - 0| is p
+            return torch.mul(p, 2.0 * (of_p + of_distance), out=out) if self.squared else (of_p + of_distance).expand_as(p)
         gap = torch.sub(p, q, out=out)
         if self.squared:
             return gap.mul_(2.0 * of_distance).addcmul_(p, 2.0 * of_p)

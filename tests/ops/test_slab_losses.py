@@ -62,10 +62,9 @@ def value_and_gradient(function, logits, labels, parts, **options):
     return values, [r.count if isinstance(r, PixelLoss) else r.largest for r in results], logits.grad
 
 
-def assert_as_dense(logits, labels, parts, **options):
-    """Whatever is known in advance of what the results are for."""
+def assert_as_dense(logits, labels, parts, *, objectives=(None,), **options):
     expected = value_and_gradient(label_losses, logits, labels, parts, **options)
-    for objective in (None, weighted_sum, lambda results: 3 * weighted_sum(results), lambda results: sum(numbers_of(r)[0].sum() for r in results)):
+    for objective in objectives:
         torch.testing.assert_close(value_and_gradient(slab_losses.label_losses, logits, labels, parts, **options, objective=objective), expected)
 
 
@@ -101,9 +100,28 @@ def test_margins_as_dense(way, part, per_pixel):
     assert_as_dense(case.logits, case.label_map, [part], per_pixel=per_pixel)
 
 
-@each_dimension
+OBJECTIVES = {
+    "right": weighted_sum,
+    "scaled": lambda results: 3 * weighted_sum(results),
+    "wrong": lambda results: sum(numbers_of(result)[0].sum() for result in results),
+    "of-one": lambda results: numbers_of(results[0])[0],
+    "constant": lambda results: torch.tensor(1.0),
+}
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.3], ids=str)
+@pytest.mark.parametrize("boundary", [False, True], ids=["everywhere", "boundary"])
+def test_whatever_was_expected_of_the_results_the_gradient_is_right(way, boundary, ignored):
+    case = make_case((5, 7), ignored=ignored)
+    shares = LabelShares(svls_kernel(3, 1.0, 2), "zeros", 0.25, (3, 3) if boundary else None)
+    parts = [CrossEntropyPart(shares, WEIGHTS), NeighbourPart(LabelShares(mean_kernel(3, 2)), "l2"), *MARGINS.values(), OverlapPart(shares)]
+    for some in (parts[:1], parts[:-1], parts):
+        assert_as_dense(case.logits, case.label_map, some, objectives=OBJECTIVES.values())
+
+
 @each_border
-@pytest.mark.parametrize("kind", ["none", "mean", "svls"])
+@pytest.mark.parametrize("spatial", [(7,), (5, 3, 4)], ids=["1d", "3d"])
+@pytest.mark.parametrize("kind", ["none", "svls"])
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_overlaps_as_dense(way, spatial, kind, border, norm):
     kernel = KERNELS[kind](SIDES[len(spatial)], len(spatial))
