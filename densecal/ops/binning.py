@@ -270,6 +270,7 @@ class BinSums:
         slots = (num_rows * num_bins + 1) * self.kinds * _LANES
         self.tables = [torch.zeros(self.threads, slots, dtype=torch.float64, device=device) for _ in range(2 if hard else 3)]
         self._ones = self.tables[0].new_ones(())
+        self._lane = torch.empty(0, dtype=torch.int32, device=device)
 
     def add(self, number: Tensor, confidence: Tensor, correct: Tensor, *, row: Tensor | None = None, valid: Tensor | None = None) -> None:
         """Add entries.
@@ -281,8 +282,10 @@ class BinSums:
             row: As :func:`accumulate_bins` takes it.
             valid: Likewise.
         """
-        lane = torch.arange(number.shape[-1], dtype=torch.int32, device=number.device).bitwise_and_(_LANES - 1)
-        slot = torch.add(lane, number, alpha=self.kinds * _LANES)
+        width = number.shape[-1]
+        if len(self._lane) < width:
+            self._lane = torch.arange(width, dtype=torch.int32, device=number.device).bitwise_and_(_LANES - 1)
+        slot = torch.add(self._lane[:width], number, alpha=self.kinds * _LANES)
         if row is not None:
             slot = slot.add_(row.int() * (self.num_bins * self.kinds * _LANES))
         if self.kinds == 2:
@@ -298,7 +301,7 @@ class BinSums:
 
     def bins(self) -> Bins:
         """What was added so far, ``(R, B)``."""
-        sums = [table.view(self.threads, -1, self.kinds, _LANES).sum((0, 3))[1:].view(self.num_rows, self.num_bins, -1) for table in self.tables]
+        sums = [table.view(self.threads, -1, self.kinds, _LANES).sum((0, 3))[1:].view(self.num_rows, self.num_bins, self.kinds) for table in self.tables]
         return Bins(sums[0].sum(-1).long(), sums[1].sum(-1), sums[0][..., 1] if self.kinds == 2 else sums[2].squeeze(-1))
 
 
