@@ -14,6 +14,7 @@ from densecal.checks import check_choice, check_positive
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.metrics.inputs import Pixels, read_label_bins, read_pixels
 from densecal.ops.activation import Activation, probabilities
+from densecal.ops.backend import BACKENDS, Backend
 from densecal.ops.binning import MEASURES, Bins, accumulate_bins
 from densecal.ops.calibration_bins import CALIBRATION_KINDS, CalibrationKind
 from densecal.registry import METRICS
@@ -50,6 +51,7 @@ def calibration_error(
     from_logits: bool = False,
     mask: Tensor | None = None,
     ignore_index: int = DEFAULT_IGNORE_INDEX,
+    backend: Backend = "auto",
     validate_args: bool = True,
 ) -> Tensor:
     r"""How far confidence is from accuracy in bins of confidence.
@@ -73,6 +75,7 @@ def calibration_error(
         from_logits: ``probs`` are logits, which become probabilities as ``activation`` says, in at least single precision.
         mask: True where a pixel counts, ``(N, *spatial)``, bool.
         ignore_index: Label of pixels to leave out.
+        backend: ``"auto"``: one fused Triton kernel on a GPU, for exclusive classes and label maps, else PyTorch. ``"triton"``: that, or an error. ``"torch"``.
         validate_args: Look at the values too; that waits for a GPU.
 
     Returns:
@@ -97,7 +100,7 @@ def calibration_error(
         tensor(0.2667, dtype=torch.float64)
     """
     definition = _Definition(measure, kind, num_bins, pooling, threshold, background, average)
-    reading = _Reading(activation, from_logits, ignore_index, validate_args)
+    reading = _Reading(activation, from_logits, ignore_index, backend, validate_args)
     bins, _ = definition.read(probs, label, mask, reading)
     return definition.reduce(bins.calibration_error(measure))
 
@@ -158,8 +161,10 @@ class CalibrationError(Metric):
         background: Class to leave out of the classwise mean, by default none.
         average: ``"macro"`` or, classwise, ``"none"``.
         activation: ``"softmax"`` or ``"sigmoid"``.
-        from_logits: Predictions are logits; for exclusive classes and label maps no softmax of them is made.
+        from_logits: Predictions are logits; for exclusive classes and label maps no softmax of them is made. Callbacks that make probabilities of logits are
+            to be told by their own option.
         ignore_index: Label of pixels to leave out.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``: who fills the bins.
         validate_args: Look at the values too; that waits for a GPU.
         kwargs: Options of ``torchmetrics.Metric``.
 
@@ -201,12 +206,13 @@ class CalibrationError(Metric):
         activation: Activation = "softmax",
         from_logits: bool = False,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.definition = _Definition(measure, kind, num_bins, pooling, threshold, background, average)
-        check_choice("activation", activation, ("softmax", "sigmoid"))
+        self.reading = _Reading(activation, from_logits, ignore_index, backend, validate_args)
         if kind == "classwise" and num_classes is None:
             raise ValueError(
                 "Expected `num_classes` for kind='classwise', which keeps a row of bins per class. Give the number of channels of `probs`."
@@ -214,8 +220,6 @@ class CalibrationError(Metric):
         self.num_classes = num_classes
         self.activation: Activation = activation
         self.from_logits = from_logits
-        self.ignore_index = ignore_index
-        self.validate_args = validate_args
         self.num_rows = num_classes if kind == "classwise" and num_classes else 1
         empty = Bins.empty(self.num_rows, num_bins)
         self.add_state("bin_count", empty.count, dist_reduce_fx="sum")
@@ -229,7 +233,7 @@ class CalibrationError(Metric):
         """Add a batch; arguments as :func:`calibration_error`. With ``pooling="image"`` each row of it is one whole image."""
         if self.num_classes is not None and probs.ndim > 1 and probs.shape[1] != self.num_classes:
             raise ValueError(f"Expected `probs` with {self.num_classes} classes, but got {probs.shape[1]}.")
-        bins, count = self.definition.read(probs, label, mask, _Reading(self.activation, self.from_logits, self.ignore_index, self.validate_args))
+        bins, count = self.definition.read(probs, label, mask, self.reading)
         if self.definition.pooling == "image":
             self.image_values.append(bins.calibration_error(self.definition.measure))
             bins = bins.sum(0)
@@ -323,7 +327,12 @@ class _Reading:
     activation: Activation
     from_logits: bool
     ignore_index: int
+    backend: Backend
     validate_args: bool
+
+    def __post_init__(self) -> None:
+        check_choice("activation", self.activation, ("softmax", "sigmoid"))
+        check_choice("backend", self.backend, BACKENDS)
 
 
 @dataclass(frozen=True)
@@ -366,12 +375,18 @@ class _Definition:
                 from_logits=reading.from_logits,
                 threshold=self.threshold,
                 ignore_index=reading.ignore_index,
+                backend=reading.backend,
                 validate_args=reading.validate_args,
             )
             if read is not None:
                 bins, count = read
                 self._check_background(bins.count.shape[1])
                 return bins.sum(0) if self.pooling == "dataset" else bins, count
+        if reading.backend == "triton":
+            what = "regions, activation='sigmoid'" if reading.activation == "sigmoid" else "soft labels"
+            raise ValueError(
+                f"Expected bins that a Triton kernel computes, for backend='triton', but there is none for {what}. Use backend='auto' or 'torch'."
+            )
         if reading.from_logits:
             probs = probabilities(probs.to(torch.promote_types(probs.dtype, torch.float32)), reading.activation)
         pixels = read_pixels(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from densecal.checks import may_look, plain
 from densecal.ops.activation import Activation
+from densecal.ops.backend import Backend, NotCovered, why_not_triton
 from densecal.ops.binning import Bins
 from densecal.ops.calibration_bins import CalibrationKind, calibration_bins, is_top_label
 from densecal.targets.one_hot import LabelMap, align_label, one_hot_target
 
 __all__ = ["NLL_FLOOR", "Pixels", "read_label_bins", "read_pixels"]
+
+_logger = logging.getLogger("densecal")
 
 NLL_FLOOR = 1e-12
 """Probabilities below this count as this much in a logarithm, so that one certain mistake does not make a mean infinite: it costs 27.6 nats."""
@@ -148,9 +154,10 @@ def read_label_bins(
     from_logits: bool,
     threshold: float,
     ignore_index: int,
+    backend: Backend,
     validate_args: bool,
 ) -> tuple[Bins, Tensor] | None:
-    """Bins of exclusive classes against a label map in one read of the prediction; None for a soft reference.
+    """Bins of exclusive classes against a label map in one read of the prediction; None for a soft reference, which others read.
 
     Args:
         values: Probabilities, or logits, ``(N, C, *spatial)``, floating.
@@ -161,6 +168,7 @@ def read_label_bins(
         from_logits: Likewise.
         threshold: Likewise.
         ignore_index: Label of pixels to leave out.
+        backend: ``"auto"``: a fused Triton kernel on a GPU, outside of ``torch.compile``. ``"triton"``: that, or an error. ``"torch"``: PyTorch's operations.
         validate_args: Look at the values too, as :func:`read_pixels` does; of logits, whether any that counts is NaN or infinite.
 
     Returns:
@@ -168,12 +176,12 @@ def read_label_bins(
 
     Raises:
         TypeError: As :func:`read_pixels`.
-        ValueError: Likewise.
+        ValueError: Likewise; or if ``backend`` is ``"triton"`` and the kernel does not run there.
 
     Example:
         >>> bins, count = read_label_bins(
         ...     torch.full((1, 2, 3), 0.5), torch.tensor([[0, 1, -100]]),
-        ...     num_bins=2, kind="top_label", from_logits=False, threshold=0.0, ignore_index=-100, validate_args=True,
+        ...     num_bins=2, kind="top_label", from_logits=False, threshold=0.0, ignore_index=-100, backend="auto", validate_args=True,
         ... )
         >>> bins.count, count
         (tensor([[[2, 0]]]), tensor(2))
@@ -186,7 +194,8 @@ def read_label_bins(
     if validate_args and values.device.type != "cpu":
         _check_label_map(label, num_classes, ignore_index)
     check = None if from_logits or not validate_args else _ProbabilityCheck(exclusive=True)
-    bins = calibration_bins(
+    bins = _bins(
+        backend,
         values,
         labels.given,
         num_bins=num_bins,
@@ -206,6 +215,27 @@ def read_label_bins(
     if from_logits and validate_args and not bool(bins.confidence.isfinite().all()):
         raise ValueError("Expected finite logits where labels count, but got NaN or infinity. Look for them in the model's output.")
     return bins, bins.count[:, 0].sum() if threshold == 0 else torch.count_nonzero(valid())
+
+
+def _bins(backend: Backend, values: Tensor, labels: Tensor, **options: Any) -> Bins:
+    if backend == "triton" or (backend == "auto" and values.is_cuda and not torch.compiler.is_compiling()):
+        reason = why_not_triton(values.device)
+        if reason is None:
+            from densecal.ops.triton import calibration_bins as kernels
+
+            try:
+                return kernels.calibration_bins(values, labels, **options)
+            except NotCovered as uncovered:
+                reason = str(uncovered)
+        if backend == "triton":
+            raise ValueError(f"Expected bins that a Triton kernel computes, for backend='triton', but {reason}. Use backend='auto' or 'torch'.")
+        _say_once(reason)
+    return calibration_bins(values, labels, **options)
+
+
+@functools.lru_cache(maxsize=256)
+def _say_once(reason: str) -> None:
+    _logger.info("Binned by PyTorch, not by a fused kernel: %s.", reason)
 
 
 def _check_batch(probs: Tensor, label: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

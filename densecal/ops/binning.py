@@ -301,7 +301,9 @@ class BinSums:
 
     def bins(self) -> Bins:
         """What was added so far, ``(R, B)``."""
-        sums = [table.view(self.threads, -1, self.kinds, _LANES).sum((0, 3))[1:].view(self.num_rows, self.num_bins, self.kinds) for table in self.tables]
+        sums = [
+            table.view(self.threads, -1, self.kinds, _LANES).sum((0, 3))[1:].view(self.num_rows, self.num_bins, self.kinds) for table in self.tables
+        ]
         return Bins(sums[0].sum(-1).long(), sums[1].sum(-1), sums[0][..., 1] if self.kinds == 2 else sums[2].squeeze(-1))
 
 

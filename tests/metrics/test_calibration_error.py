@@ -18,6 +18,7 @@ from densecal.metrics import (
     expected_calibration_error,
     maximum_calibration_error,
 )
+from densecal.ops.backend import why_not_triton
 from densecal.ops.binning import MEASURES
 
 KINDS = ("top_label", "classwise")
@@ -380,6 +381,22 @@ def test_calibration_error_of_logits_that_are_not_finite_is_an_error_where_they_
     with pytest.raises(ValueError, match="Expected finite logits where labels count"):
         expected_calibration_error(logits, torch.tensor([[0, 0, 1]]), from_logits=True)
     assert expected_calibration_error(logits, torch.tensor([[0, 0, 1]]), from_logits=True, validate_args=False).isnan()
+
+
+def test_calibration_error_by_triton_says_what_it_does_not_do():
+    case = make_case((5, 7), dtype=torch.float32)
+    probs = case.logits.softmax(1)
+    for label, activation, message in (
+        (case.soft_labels, "softmax", "soft labels"),
+        ((probs > 0.3).long(), "sigmoid", "regions, activation='sigmoid'"),
+    ):
+        with pytest.raises(ValueError, match=f"for backend='triton', but there is none for {message}"):
+            calibration_error(probs, label, activation=activation, backend="triton")
+    if why_not_triton(probs.device) is not None:
+        with pytest.raises(ValueError, match=r"for backend='triton', but .*[Tt]riton"):
+            calibration_error(probs, case.label_map, backend="triton")
+    with pytest.raises(ValueError, match=r"`backend` to be one of \('auto', 'torch', 'triton'\)"):
+        CalibrationError(backend="cuda")
 
 
 def test_create_metric_by_name():
