@@ -191,10 +191,8 @@ def read_label_bins(
     if label.shape[1] != 1 or num_classes < 2:
         return None
     labels = LabelMap(label.squeeze(1), num_classes, ignore_index)
-    if validate_args and values.device.type != "cpu":
-        _check_label_map(label, num_classes, ignore_index)
     check = None if from_logits or not validate_args else _ProbabilityCheck(exclusive=True)
-    bins = _bins(
+    bins, fused = _bins(
         backend,
         values,
         labels.given,
@@ -210,6 +208,9 @@ def read_label_bins(
     def valid() -> Tensor:
         return labels.valid if mask is None else labels.valid & mask
 
+    # On a CPU labels were looked at before; the kernel marks what it finds, so that they need no look of their own.
+    if validate_args and values.device.type != "cpu" and not (fused and bool(bins.correct.isfinite().all())):
+        _check_label_map(label, num_classes, ignore_index)
     if check is not None and not check.fits():
         _refuse_probs(values.detach().flatten(2).float(), valid().flatten(1), exclusive=True)
     if from_logits and validate_args and not bool(bins.confidence.isfinite().all()):
@@ -217,20 +218,21 @@ def read_label_bins(
     return bins, bins.count[:, 0].sum() if threshold == 0 else torch.count_nonzero(valid())
 
 
-def _bins(backend: Backend, values: Tensor, labels: Tensor, **options: Any) -> Bins:
+def _bins(backend: Backend, values: Tensor, labels: Tensor, **options: Any) -> tuple[Bins, bool]:
+    """The bins, and whether a kernel filled them."""
     if backend == "triton" or (backend == "auto" and values.is_cuda and not torch.compiler.is_compiling()):
         reason = why_not_triton(values.device)
         if reason is None:
             from densecal.ops.triton import calibration_bins as kernels
 
             try:
-                return kernels.calibration_bins(values, labels, **options)
+                return kernels.calibration_bins(values, labels, **options), True
             except NotCovered as uncovered:
                 reason = str(uncovered)
         if backend == "triton":
             raise ValueError(f"Expected bins that a Triton kernel computes, for backend='triton', but {reason}. Use backend='auto' or 'torch'.")
         _say_once(reason)
-    return calibration_bins(values, labels, **options)
+    return calibration_bins(values, labels, **options), False
 
 
 @functools.lru_cache(maxsize=256)

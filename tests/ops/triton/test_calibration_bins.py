@@ -197,3 +197,17 @@ def test_metric(kind, pooling, from_logits):
     expected = calibration_error(values, labels, backend="torch", **options)
     torch.testing.assert_close(metric.compute(), expected, rtol=1e-6, atol=1e-6)
     assert metric.count == (labels != 255).sum()
+
+
+def test_metric_says_what_is_wrong_where_labels_count():
+    logits, labels = prediction()
+    logits[1, 2, 0, 0] = math.nan
+    labels[1, 0, 0] = 255
+    options = {"backend": "triton", "from_logits": True, "ignore_index": 255}
+    calibration_error(logits, labels, **options)
+    labels[1, 0, 0] = 0
+    with pytest.raises(ValueError, match="Expected finite logits where labels count"):
+        calibration_error(logits, labels, **options)
+    labels[1, 0, 0] = 4
+    with pytest.raises(ValueError, match=r"Expected labels in 0 to 3 or ignore_index=255, but got \[4\]"):
+        calibration_error(logits, labels, **options)
