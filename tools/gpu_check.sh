@@ -19,6 +19,7 @@ out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/.." || exit 1
 limit=${GPU_CHECK_SECONDS:-470}
 shapes=${GPU_CHECK_SHAPES:-"2,14,128,128,128 8,19,1024,1024 2,105,128,128,128 2,4,128,128,128"}
+metric_shapes=${GPU_CHECK_METRIC_SHAPES:-"1,19,1024,2048 2,14,128,128,128"}
 repeats=${GPU_CHECK_REPEATS:-10}
 device=${GPU_CHECK_DEVICE:-cuda}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$out/triton-cache}"
@@ -52,7 +53,8 @@ else
     echo "no pytest or no hypothesis: no tests" | tee -a "$out/failed.txt"
     failed=1
 fi
-run metrics python tools/benchmark.py metrics --shape 1,19,512,1024 --device "$device" --repeats 3
+# shellcheck disable=SC2086
+run metrics python tools/benchmark.py metrics --shape $metric_shapes --device "$device" --images 2 --repeats "$repeats" --out "$out"
 # Last, since it takes what is left: regions before blocks, both types of each shape.
 # shellcheck disable=SC2086
 run losses python tools/benchmark.py losses --shape $shapes --dtype float32 bfloat16 --labels regions blocks --label-dtype uint8 --device "$device" \

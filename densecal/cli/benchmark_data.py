@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from densecal.cli.benchmark import quantiles
+from densecal.cli.measuring import quantiles
 from densecal.data import DataCard, SegmentationData, load_card, override_card
 from densecal.data.images.transforms import IMAGENET_MEAN, IMAGENET_STD
 from densecal.data.layouts import Case

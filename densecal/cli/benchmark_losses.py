@@ -7,14 +7,10 @@ anything is timed. Contenders take turns, so that a machine that slows down slow
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import functools
-import gc
 import importlib
 import importlib.util
 import itertools
-import json
 import math
 import statistics
 import time
@@ -27,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densecal.cli.benchmark import process_memory, quantiles
+from densecal.cli.measuring import Sink, give_back, process_memory, quantiles, versions, where
 from densecal.losses import CompoundLoss, CrossEntropyLoss, LabelSmoothingLoss, MbLSLoss, NACLLoss, SVLSLoss
 from densecal.ops.backend import Backend, why_not_triton
 from densecal.ops.boundary import face_boundary
@@ -185,7 +181,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device: there is no CUDA device")
     torch.set_num_threads(args.threads)
-    sink = _Sink(args.out)
+    sink = Sink(args.out, "losses")
     for line in _header(args):
         sink.line(line)
     agree = True
@@ -196,7 +192,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
             sink.line(line)
         rows = list(_measure(args, shape, dtype, kind, labels, sink))
         agree = agree and not any("differs" in row.note for row in rows)
-        sink.draw(rows, f"{title}, {_where(args)}")
+        _draw(sink, rows, f"{title}, {where(args.device, args.threads)}")
     return agree
 
 
@@ -236,15 +232,8 @@ def _boundary_share(labels: Tensor) -> float:
     return face_boundary(labels.unsqueeze(1), valid).float().mean().item()
 
 
-def _where(args: argparse.Namespace) -> str:
-    return torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU, {args.threads} thread{'s' if args.threads != 1 else ''}"
-
-
 def _header(args: argparse.Namespace) -> Iterator[str]:
-    versions = f"torch {torch.__version__}"
-    if importlib.util.find_spec("triton"):
-        versions += f", triton {importlib.import_module('triton').__version__}"
-    yield f"{_where(args)}, {versions}, {args.repeats} measurements.\n"
+    yield f"{where(args.device, args.threads)}, {versions('torch', 'triton')}, {args.repeats} measurements.\n"
     if args.device.startswith("cuda"):
         yield f"A copy from device to device moves {_copy_speed(args.device):.0f} GB/s.\n"
     if (reason := why_not_triton(torch.device(args.device))) is not None:
@@ -272,56 +261,20 @@ def _copy_speed(device: str) -> float:
     return 2 * source.numel() * 4 / statistics.median(times) / 1e9
 
 
-class _Sink:
-    """Prints lines and, where there is a folder, adds them to its files at once."""
+def _put(sink: Sink, row: Row, about: dict[str, Any]) -> None:
+    def number(value: float, digits: int) -> str:
+        return "" if math.isnan(value) else f"{value:.{digits}f}"
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+    times = [" / ".join(f"{t:.3g}" for t in values) for values in (row.forward, row.backward, row.both)]
+    cells = [row.measure, row.library, *times, number(row.replay, 3), number(row.ratio, 2), number(row.memory, 2)]
+    cells += [number(row.gigabytes_per_second, 0), number(row.value, 6) + row.note]
+    sink.row(cells, about | asdict(row))
 
-    def line(self, text: str) -> None:
-        print(text, flush=True)
-        self._add("losses.md", text)
 
-    def row(self, row: Row, about: dict[str, Any]) -> None:
-        def number(value: float, digits: int) -> str:
-            return "" if math.isnan(value) else f"{value:.{digits}f}"
-
-        times = [" / ".join(f"{t:.3g}" for t in values) for values in (row.forward, row.backward, row.both)]
-        cells = [row.measure, row.library, *times, number(row.replay, 3), number(row.ratio, 2), number(row.memory, 2)]
-        cells += [number(row.gigabytes_per_second, 0), number(row.value, 6) + row.note]
-        self.line(f"| {' | '.join(cells)} |")
-        self._add("losses.jsonl", json.dumps(about | asdict(row)))
-
-    def draw(self, rows: Sequence[Row], title: str) -> None:
-        """Bars of the median times; without Matplotlib the rows are there to be drawn elsewhere."""
-        self.line("")
-        timed = [row for row in rows if row.both]
-        if self.folder is None or not timed or importlib.util.find_spec("matplotlib") is None:
-            return
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(figsize=(8, 1 + 0.3 * len(timed)), layout="constrained")
-        names = [f"{row.measure}: {row.library}" for row in timed]
-        forward, backward = [row.forward[1] for row in timed], [row.backward[1] for row in timed]
-        axes.barh(names, forward, color="#0072b2", label="forward")
-        axes.barh(names, backward, left=forward, color="#e69f00", label="backward")
-        axes.invert_yaxis()
-        axes.set(xlabel="ms, median", title=title)
-        axes.legend()
-        axes.spines[["top", "right"]].set_visible(False)
-        taken = len(list(self.folder.glob("losses-*.png")))
-        figure.savefig(self.folder / f"losses-{taken + 1}.png", dpi=150)
-        pyplot.close(figure)
-
-    def _add(self, name: str, text: str) -> None:
-        if self.folder is not None:
-            with (self.folder / name).open("a") as file:
-                file.write(text + "\n")
+def _draw(sink: Sink, rows: Sequence[Row], title: str) -> None:
+    timed = [row for row in rows if row.both]
+    parts = {"forward": [row.forward[1] for row in timed], "backward": [row.backward[1] for row in timed]}
+    sink.bars([f"{row.measure}: {row.library}" for row in timed], parts, title)
 
 
 def _chosen(args: argparse.Namespace) -> list[Contender]:
@@ -330,7 +283,7 @@ def _chosen(args: argparse.Namespace) -> list[Contender]:
     return [c for c in chosen if importlib.util.find_spec(c.module) and not (no_kernels and c.library == "densecal, triton")]
 
 
-def _measure(args: argparse.Namespace, shape: tuple[int, ...], dtype_name: str, kind: str, labels: Tensor, sink: _Sink) -> Iterator[Row]:
+def _measure(args: argparse.Namespace, shape: tuple[int, ...], dtype_name: str, kind: str, labels: Tensor, sink: Sink) -> Iterator[Row]:
     dtype, device = DTYPES[dtype_name], args.device
     generator = torch.Generator(device).manual_seed(0)
     logits = torch.randn(shape, generator=generator, device=device).mul_(3).to(dtype).requires_grad_()
@@ -367,8 +320,8 @@ def _measure(args: argparse.Namespace, shape: tuple[int, ...], dtype_name: str, 
             moved = 3 * size + 2 * given.numel() * given.element_size()
             if contender.ours and device.startswith("cuda"):
                 row.gigabytes_per_second = moved / (row.both[1] / 1e3) / 1e9
-        about = {"shape": list(shape), "dtype": dtype_name, "labels": kind, "device": _where(args), "torch": torch.__version__}
-        sink.row(row, about)
+        about = {"shape": list(shape), "dtype": dtype_name, "labels": kind, "device": where(args.device, args.threads), "torch": torch.__version__}
+        _put(sink, row, about)
         yield row
 
 
@@ -400,14 +353,8 @@ def _timed(function: Callable[[], Any], device: str) -> float:
 
 
 def _free(logits: Tensor) -> None:
-    """Give back to the system what was freed, or it would count as there before."""
     logits.grad = None
-    gc.collect()
-    if logits.is_cuda:
-        torch.cuda.empty_cache()
-    else:
-        with contextlib.suppress(OSError, AttributeError, TypeError):  # the C library of Linux has it
-            ctypes.CDLL(None).malloc_trim(0)
+    give_back(str(logits.device))
 
 
 def _peak(loss: Loss, logits: Tensor, labels: Tensor, device: str) -> float:

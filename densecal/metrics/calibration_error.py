@@ -12,9 +12,11 @@ from torchmetrics.utilities import dim_zero_cat
 
 from densecal.checks import check_choice, check_positive
 from densecal.labels import DEFAULT_IGNORE_INDEX
-from densecal.metrics.inputs import Pixels, read_pixels
-from densecal.ops.activation import Activation
+from densecal.metrics.inputs import Pixels, read_label_bins, read_pixels
+from densecal.ops.activation import Activation, probabilities
+from densecal.ops.backend import BACKENDS, Backend
 from densecal.ops.binning import MEASURES, Bins, accumulate_bins
+from densecal.ops.calibration_bins import CALIBRATION_KINDS, CalibrationKind
 from densecal.registry import METRICS
 
 __all__ = [
@@ -30,9 +32,7 @@ __all__ = [
     "maximum_calibration_error",
 ]
 
-CalibrationKind: TypeAlias = Literal["top_label", "classwise"]
 CalibrationPooling: TypeAlias = Literal["dataset", "image"]
-KINDS = ("top_label", "classwise")
 POOLINGS = ("dataset", "image")
 
 
@@ -48,8 +48,10 @@ def calibration_error(
     background: int | None = None,
     average: Literal["macro", "none"] = "macro",
     activation: Activation = "softmax",
+    from_logits: bool = False,
     mask: Tensor | None = None,
     ignore_index: int = DEFAULT_IGNORE_INDEX,
+    backend: Backend = "auto",
     validate_args: bool = True,
 ) -> Tensor:
     r"""How far confidence is from accuracy in bins of confidence.
@@ -70,8 +72,10 @@ def calibration_error(
         average: ``"macro"``: the mean over classes. ``"none"``: one value per class; classwise only.
         activation: What made the probabilities: ``"softmax"``, exclusive classes, or ``"sigmoid"``, one or several regions that may overlap. The top label of
             a region is whether it is there, with confidence max(p, 1 - p); classwise, the probability that it is there counts.
+        from_logits: ``probs`` are logits, which become probabilities as ``activation`` says, in at least single precision.
         mask: True where a pixel counts, ``(N, *spatial)``, bool.
         ignore_index: Label of pixels to leave out.
+        backend: ``"auto"``: one fused Triton kernel on a GPU, for exclusive classes and label maps, else PyTorch. ``"triton"``: that, or an error. ``"torch"``.
         validate_args: Look at the values too; that waits for a GPU.
 
     Returns:
@@ -96,8 +100,9 @@ def calibration_error(
         tensor(0.2667, dtype=torch.float64)
     """
     definition = _Definition(measure, kind, num_bins, pooling, threshold, background, average)
-    pixels = read_pixels(probs, label, mask, ignore_index=ignore_index, activation=activation, validate_args=validate_args)
-    return definition.reduce(definition.bins(pixels).calibration_error(measure))
+    reading = _Reading(activation, from_logits, ignore_index, backend, validate_args)
+    bins, _ = definition.read(probs, label, mask, reading)
+    return definition.reduce(bins.calibration_error(measure))
 
 
 def expected_calibration_error(probs: Tensor, label: Tensor, **options: Any) -> Tensor:
@@ -156,7 +161,10 @@ class CalibrationError(Metric):
         background: Class to leave out of the classwise mean, by default none.
         average: ``"macro"`` or, classwise, ``"none"``.
         activation: ``"softmax"`` or ``"sigmoid"``.
+        from_logits: Predictions are logits; for exclusive classes and label maps no softmax of them is made. Callbacks that make probabilities of logits are
+            to be told by their own option.
         ignore_index: Label of pixels to leave out.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``: who fills the bins.
         validate_args: Look at the values too; that waits for a GPU.
         kwargs: Options of ``torchmetrics.Metric``.
 
@@ -196,21 +204,22 @@ class CalibrationError(Metric):
         background: int | None = None,
         average: Literal["macro", "none"] = "macro",
         activation: Activation = "softmax",
+        from_logits: bool = False,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
+        backend: Backend = "auto",
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.definition = _Definition(measure, kind, num_bins, pooling, threshold, background, average)
-        check_choice("activation", activation, ("softmax", "sigmoid"))
+        self.reading = _Reading(activation, from_logits, ignore_index, backend, validate_args)
         if kind == "classwise" and num_classes is None:
             raise ValueError(
                 "Expected `num_classes` for kind='classwise', which keeps a row of bins per class. Give the number of channels of `probs`."
             )
         self.num_classes = num_classes
         self.activation: Activation = activation
-        self.ignore_index = ignore_index
-        self.validate_args = validate_args
+        self.from_logits = from_logits
         self.num_rows = num_classes if kind == "classwise" and num_classes else 1
         empty = Bins.empty(self.num_rows, num_bins)
         self.add_state("bin_count", empty.count, dist_reduce_fx="sum")
@@ -222,16 +231,15 @@ class CalibrationError(Metric):
 
     def update(self, probs: Tensor, label: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch; arguments as :func:`calibration_error`. With ``pooling="image"`` each row of it is one whole image."""
-        pixels = read_pixels(probs, label, mask, ignore_index=self.ignore_index, activation=self.activation, validate_args=self.validate_args)
-        if self.num_classes is not None and pixels.num_classes != self.num_classes:
-            raise ValueError(f"Expected `probs` with {self.num_classes} classes, but got {pixels.num_classes}.")
-        bins = self.definition.bins(pixels)
+        if self.num_classes is not None and probs.ndim > 1 and probs.shape[1] != self.num_classes:
+            raise ValueError(f"Expected `probs` with {self.num_classes} classes, but got {probs.shape[1]}.")
+        bins, count = self.definition.read(probs, label, mask, self.reading)
         if self.definition.pooling == "image":
             self.image_values.append(bins.calibration_error(self.definition.measure))
             bins = bins.sum(0)
         bins = self.bins + bins
         self.bin_count, self.bin_confidence, self.bin_correct = bins.count, bins.confidence, bins.correct
-        self.count = self.count + torch.count_nonzero(pixels.valid)
+        self.count = self.count + count
 
     def compute(self) -> Tensor:
         """The error, a float64 scalar or, for ``average="none"``, ``(C,)``; NaN where nothing counted."""
@@ -313,6 +321,21 @@ class ClasswiseCalibrationError(CalibrationError):
 
 
 @dataclass(frozen=True)
+class _Reading:
+    """How predictions and labels are to be read."""
+
+    activation: Activation
+    from_logits: bool
+    ignore_index: int
+    backend: Backend
+    validate_args: bool
+
+    def __post_init__(self) -> None:
+        check_choice("activation", self.activation, ("softmax", "sigmoid"))
+        check_choice("backend", self.backend, BACKENDS)
+
+
+@dataclass(frozen=True)
 class _Definition:
     """What makes one calibration error differ from another, and how to get from pixels to it."""
 
@@ -326,7 +349,7 @@ class _Definition:
 
     def __post_init__(self) -> None:
         check_choice("measure", self.measure, MEASURES)
-        check_choice("kind", self.kind, KINDS)
+        check_choice("kind", self.kind, CALIBRATION_KINDS)
         check_positive("num_bins", self.num_bins)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("average", self.average, ("macro", "none"))
@@ -340,8 +363,42 @@ class _Definition:
         if self.background is not None and self.average == "none":
             raise ValueError(f"Expected no `background` with average='none', which has no mean to leave a class out of, but got {self.background}.")
 
-    def bins(self, pixels: Pixels) -> Bins:
-        """Bins ``(rows, B)``, or per image ``(N, rows, B)``; one row for the top label, else one per class."""
+    def read(self, probs: Tensor, label: Tensor, mask: Tensor | None, reading: _Reading) -> tuple[Bins, Tensor]:
+        """Bins ``(rows, B)``, or per image ``(N, rows, B)``; one row for the top label, else one per class. And the number of pixels that count."""
+        if reading.activation == "softmax":
+            read = read_label_bins(
+                probs,
+                label,
+                mask,
+                num_bins=self.num_bins,
+                kind=self.kind,
+                from_logits=reading.from_logits,
+                threshold=self.threshold,
+                ignore_index=reading.ignore_index,
+                backend=reading.backend,
+                validate_args=reading.validate_args,
+            )
+            if read is not None:
+                bins, count = read
+                self._check_background(bins.count.shape[1])
+                return bins.sum(0) if self.pooling == "dataset" else bins, count
+        if reading.backend == "triton":
+            what = "regions, activation='sigmoid'" if reading.activation == "sigmoid" else "soft labels"
+            raise ValueError(
+                f"Expected bins that a Triton kernel computes, for backend='triton', but there is none for {what}. Use backend='auto' or 'torch'."
+            )
+        if reading.from_logits:
+            probs = probabilities(probs.to(torch.promote_types(probs.dtype, torch.float32)), reading.activation)
+        pixels = read_pixels(
+            probs, label, mask, ignore_index=reading.ignore_index, activation=reading.activation, validate_args=reading.validate_args
+        )
+        return self._bins(pixels), torch.count_nonzero(pixels.valid)
+
+    def _check_background(self, rows: int) -> None:
+        if self.background is not None and not (0 <= self.background < rows and rows > 1):
+            raise ValueError(f"Expected `background` to be one of several classes 0 to {rows - 1}, but got {self.background}.")
+
+    def _bins(self, pixels: Pixels) -> Bins:
         if self.kind == "top_label":
             confidence, correct = pixels.confidence()
             confidence, correct, valid = confidence.unsqueeze(1), correct.unsqueeze(1), pixels.valid.unsqueeze(1)
@@ -350,8 +407,7 @@ class _Definition:
         if self.threshold > 0:
             valid = valid & (confidence > self.threshold)
         n, rows = confidence.shape[:2]
-        if self.background is not None and not (0 <= self.background < rows and rows > 1):
-            raise ValueError(f"Expected `background` to be one of several classes 0 to {rows - 1}, but got {self.background}.")
+        self._check_background(rows)
         row = torch.arange(rows, device=confidence.device).view(1, rows, 1)
         if self.pooling == "dataset":
             return accumulate_bins(confidence, correct, num_bins=self.num_bins, row=row, num_rows=rows, valid=valid)

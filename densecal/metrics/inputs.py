@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from densecal.checks import may_look, plain
 from densecal.ops.activation import Activation
-from densecal.targets.one_hot import align_label, one_hot_target
+from densecal.ops.backend import Backend, NotCovered, why_not_triton
+from densecal.ops.binning import Bins
+from densecal.ops.calibration_bins import CalibrationKind, calibration_bins, is_top_label
+from densecal.targets.one_hot import LabelMap, align_label, one_hot_target
 
-__all__ = ["NLL_FLOOR", "Pixels", "read_pixels"]
+__all__ = ["NLL_FLOOR", "Pixels", "read_label_bins", "read_pixels"]
+
+_logger = logging.getLogger("densecal")
 
 NLL_FLOOR = 1e-12
 """Probabilities below this count as this much in a logarithm, so that one certain mistake does not make a mean infinite: it costs 27.6 nats."""
@@ -58,12 +66,7 @@ class Pixels:
             confidence, _, correct = self.top_label()
             return confidence, correct
         confidence = self.probs.amax(1) if self.largest is None else self.largest
-        correct = self.probs.gather(1, self.label_map.unsqueeze(1)).squeeze(1) == confidence
-        # Two classes share the largest probability only where it is at most 1/2, or what read_pixels lets pass as a sum of 1. There the first one counts.
-        for n, candidates in enumerate((correct & (confidence <= 0.51)).numpy()):
-            places = torch.from_numpy(candidates.nonzero()[0])  # ten times faster than torch's
-            correct[n, places] = self.probs[n].index_select(1, places).max(0).indices == self.label_map[n, places]
-        return confidence, correct
+        return confidence, is_top_label(self.probs, self.label_map, confidence, confidence=confidence)
 
     def shares(self) -> Tensor:
         """The reference's share of every class, ``(N, C, P)``; bool for hard labels."""
@@ -124,24 +127,12 @@ def read_pixels(
         >>> pixels.valid
         tensor([[ True,  True, False]])
     """
-    probs, label = plain(probs), plain(label)
-    if not 1 <= probs.ndim - 2 <= 3:
-        raise ValueError(f"Expected `probs` of shape (N, C, *spatial) with 1 to 3 spatial dimensions, but got {tuple(probs.shape)}.")
-    if not probs.is_floating_point():
-        raise TypeError(f"Expected floating `probs`, but got {probs.dtype}.")
-    label = align_label(label, probs)
+    probs, label, mask = _check_batch(probs, label, mask)
     if validate_args and probs.device.type != "cpu" and activation == "softmax":
         _check_label_map(label, probs.shape[1], ignore_index)
     dtype = torch.float64 if probs.dtype == torch.float64 else torch.float32
     target = one_hot_target(label, probs.shape[1], activation=activation, ignore_index=ignore_index, spatial_dims=probs.ndim - 2, dtype=dtype)
-    valid = target.valid
-    if mask is not None:
-        mask = plain(mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"Expected `mask` of dtype bool, but got {mask.dtype}. Use `mask.bool()`.")
-        if mask.shape != valid.shape:
-            raise ValueError(f"Expected `mask` of shape (N, *spatial) = {tuple(valid.shape)}, but got {tuple(mask.shape)}.")
-        valid = valid & mask
+    valid = target.valid if mask is None else target.valid & mask
     valid = valid.flatten(1)
     probs = probs.detach().flatten(2).to(dtype)
     largest = _check_probs(probs, valid, exclusive=activation == "softmax") if validate_args else None
@@ -151,6 +142,119 @@ def read_pixels(
         return Pixels(probs, target.label_map.flatten(1), None, valid, largest=largest)
     soft_labels = target.one_hot.flatten(2)
     return Pixels(probs, soft_labels.argmax(1), soft_labels, valid)
+
+
+def read_label_bins(
+    values: Tensor,
+    label: Tensor,
+    mask: Tensor | None = None,
+    *,
+    num_bins: int,
+    kind: CalibrationKind,
+    from_logits: bool,
+    threshold: float,
+    ignore_index: int,
+    backend: Backend,
+    validate_args: bool,
+) -> tuple[Bins, Tensor] | None:
+    """Bins of exclusive classes against a label map in one read of the prediction; None for a soft reference, which others read.
+
+    Args:
+        values: Probabilities, or logits, ``(N, C, *spatial)``, floating.
+        label: As :func:`read_pixels` takes it.
+        mask: Likewise.
+        num_bins: As :func:`densecal.ops.calibration_bins` takes it.
+        kind: Likewise.
+        from_logits: Likewise.
+        threshold: Likewise.
+        ignore_index: Label of pixels to leave out.
+        backend: ``"auto"``: a fused Triton kernel on a GPU, outside of ``torch.compile``. ``"triton"``: that, or an error. ``"torch"``: PyTorch's operations.
+        validate_args: Look at the values too, as :func:`read_pixels` does; of logits, whether any that counts is NaN or infinite.
+
+    Returns:
+        Bins ``(N, rows, B)``, and the number of pixels that count.
+
+    Raises:
+        TypeError: As :func:`read_pixels`.
+        ValueError: Likewise; or if ``backend`` is ``"triton"`` and the kernel does not run there.
+
+    Example:
+        >>> bins, count = read_label_bins(
+        ...     torch.full((1, 2, 3), 0.5), torch.tensor([[0, 1, -100]]),
+        ...     num_bins=2, kind="top_label", from_logits=False, threshold=0.0, ignore_index=-100, backend="auto", validate_args=True,
+        ... )
+        >>> bins.count, count
+        (tensor([[[2, 0]]]), tensor(2))
+    """
+    values, label, mask = _check_batch(values, label, mask)
+    num_classes = values.shape[1]
+    if label.shape[1] != 1 or num_classes < 2:
+        return None
+    labels = LabelMap(label.squeeze(1), num_classes, ignore_index)
+    check = None if from_logits or not validate_args else _ProbabilityCheck(exclusive=True)
+    bins, fused = _bins(
+        backend,
+        values,
+        labels.given,
+        num_bins=num_bins,
+        kind=kind,
+        from_logits=from_logits,
+        ignore_index=ignore_index,
+        mask=mask,
+        threshold=threshold,
+        look=None if check is None else check.look,
+    )
+
+    def valid() -> Tensor:
+        return labels.valid if mask is None else labels.valid & mask
+
+    # On a CPU labels were looked at before; the kernel marks what it finds, so that they need no look of their own.
+    if validate_args and values.device.type != "cpu" and not (fused and bool(bins.correct.isfinite().all())):
+        _check_label_map(label, num_classes, ignore_index)
+    if check is not None and not check.fits():
+        _refuse_probs(values.detach().flatten(2).float(), valid().flatten(1), exclusive=True)
+    if from_logits and validate_args and not bool(bins.confidence.isfinite().all()):
+        raise ValueError("Expected finite logits where labels count, but got NaN or infinity. Look for them in the model's output.")
+    return bins, bins.count[:, 0].sum() if threshold == 0 else torch.count_nonzero(valid())
+
+
+def _bins(backend: Backend, values: Tensor, labels: Tensor, **options: Any) -> tuple[Bins, bool]:
+    """The bins, and whether a kernel filled them."""
+    if backend == "triton" or (backend == "auto" and values.is_cuda and not torch.compiler.is_compiling()):
+        reason = why_not_triton(values.device)
+        if reason is None:
+            from densecal.ops.triton import calibration_bins as kernels
+
+            try:
+                return kernels.calibration_bins(values, labels, **options), True
+            except NotCovered as uncovered:
+                reason = str(uncovered)
+        if backend == "triton":
+            raise ValueError(f"Expected bins that a Triton kernel computes, for backend='triton', but {reason}. Use backend='auto' or 'torch'.")
+        _say_once(reason)
+    return calibration_bins(values, labels, **options), False
+
+
+@functools.lru_cache(maxsize=256)
+def _say_once(reason: str) -> None:
+    _logger.info("Binned by PyTorch, not by a fused kernel: %s.", reason)
+
+
+def _check_batch(probs: Tensor, label: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Plain tensors whose shapes and types fit, the label with a channel axis."""
+    probs, label = plain(probs), plain(label)
+    if not 1 <= probs.ndim - 2 <= 3:
+        raise ValueError(f"Expected `probs` of shape (N, C, *spatial) with 1 to 3 spatial dimensions, but got {tuple(probs.shape)}.")
+    if not probs.is_floating_point():
+        raise TypeError(f"Expected floating `probs`, but got {probs.dtype}.")
+    label = align_label(label, probs)
+    if mask is not None:
+        mask = plain(mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"Expected `mask` of dtype bool, but got {mask.dtype}. Use `mask.bool()`.")
+        if mask.shape != label[:, 0].shape:
+            raise ValueError(f"Expected `mask` of shape (N, *spatial) = {tuple(label[:, 0].shape)}, but got {tuple(mask.shape)}.")
+    return probs, label, mask
 
 
 def _regions(probs: Tensor, shares: Tensor, valid: Tensor, *, hard: bool) -> Pixels:
@@ -170,26 +274,47 @@ def _check_label_map(label: Tensor, num_classes: int, ignore_index: int) -> None
             )
 
 
+class _ProbabilityCheck:
+    """Whether values are probabilities, asked block by block.
+
+    Half precision rounds each probability by up to 4e-3 (bfloat16), so sums are held to what that allows.
+    """
+
+    def __init__(self, *, exclusive: bool) -> None:
+        self.exclusive, self.most, self.answers = exclusive, 2e-2 if exclusive else 1e-2, list[Tensor]()
+
+    def look(self, block: Tensor, largest: Tensor) -> None:
+        """A block ``(N, C, P)`` and the largest of each pixel, ``(N, P)``."""
+        low, high = (block.sum(1) if self.exclusive else largest).aminmax()  # comparisons with NaN are False
+        self.answers.append((block.amin() >= 0) & (high <= 1 + self.most) & ((low >= 1 - self.most) if self.exclusive else True))
+
+    def fits(self) -> bool:
+        return not self.answers or bool(torch.stack(self.answers).all())
+
+
 def _check_probs(probs: Tensor, valid: Tensor, *, exclusive: bool) -> Tensor | None:
     """Look at every probability; give back the largest of each pixel where it was found on the way, ``(N, P)``."""
     n, _, p = probs.shape
     if not probs.numel():
         return None
-    # Half precision rounds each probability by up to 4e-3 (bfloat16), so sums are held to what that allows. Comparisons with NaN are False.
-    most = 2e-2 if exclusive else 1e-2
     width = max(1, _CHECKED // n) if probs.device.type == "cpu" else p
-    largest, fits = probs.new_empty(n, p), []
+    largest, check = probs.new_empty(n, p), _ProbabilityCheck(exclusive=exclusive)
     for start in range(0, p, width):
         # What is read once stays in the cache of a CPU for the next two questions.
         block, top = probs[..., start : start + width], largest[:, start : start + width]
         torch.amax(block, 1, out=top)
-        low, high = (block.sum(1) if exclusive else top).aminmax()
-        fits.append((block.amin() >= 0) & (high <= 1 + most) & ((low >= 1 - most) if exclusive else True))
-    if bool(torch.stack(fits).all()):
-        return largest
-    off = (probs.sum(1) - 1).abs() if exclusive else largest - 1
-    if bool(((probs.amin(1) >= 0) & (off <= most) | ~valid).all()):  # something does not fit: perhaps only where it does not count
-        return largest
+        check.look(block, top)
+    if not check.fits():
+        _refuse_probs(probs, valid, exclusive=exclusive)
+    return largest
+
+
+def _refuse_probs(probs: Tensor, valid: Tensor, *, exclusive: bool) -> None:
+    """Say what does not fit, unless it is only where it does not count."""
+    most = _ProbabilityCheck(exclusive=exclusive).most
+    off = (probs.sum(1) - 1).abs() if exclusive else probs.amax(1) - 1
+    if bool(((probs.amin(1) >= 0) & (off <= most) | ~valid).all()):
+        return
     counted = torch.where(valid.unsqueeze(1), probs, 1.0 / probs.shape[1])
     lowest, highest = (float(v) for v in counted.aminmax())
     expected, repair = ("in [0, 1] that sum to 1 over axis 1", "softmax(1)") if exclusive else ("in [0, 1]", "sigmoid()")

@@ -1,4 +1,4 @@
-"""Who computes a loss: PyTorch's own operations, or the fused kernels of :mod:`densecal.ops.triton`."""
+"""Who computes a loss, or the bins of a metric: PyTorch's own operations, or the fused kernels of :mod:`densecal.ops.triton`."""
 
 from __future__ import annotations
 

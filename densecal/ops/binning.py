@@ -17,7 +17,7 @@ from torch import Tensor
 
 from densecal.checks import check_choice, check_positive, may_look
 
-__all__ = ["MEASURES", "Bins", "accumulate", "accumulate_bins", "accumulate_soft_bins", "bin_edges", "bin_index"]
+__all__ = ["MEASURES", "BinSums", "Bins", "accumulate", "accumulate_bins", "accumulate_soft_bins", "bin_edges", "bin_index", "upper_edge"]
 
 
 MEASURES: dict[str, str] = {
@@ -178,7 +178,7 @@ def bin_index(confidence: Tensor, num_bins: int) -> Tensor:
         tensor([0, 0, 1, 1, 3])
     """
     check_positive("num_bins", num_bins)
-    return _upper_edge(confidence, num_bins).long() - 1
+    return upper_edge(confidence, num_bins).long() - 1
 
 
 def accumulate_bins(
@@ -213,7 +213,7 @@ def accumulate_bins(
                 [0.0000, 0.0000]], dtype=torch.float64)
     """
     check_positive("num_bins", num_bins)
-    return accumulate(lambda values: _upper_edge(values, num_bins), confidence, correct, num_bins=num_bins, row=row, num_rows=num_rows, valid=valid)
+    return accumulate(lambda values: upper_edge(values, num_bins), confidence, correct, num_bins=num_bins, row=row, num_rows=num_rows, valid=valid)
 
 
 def accumulate(
@@ -233,35 +233,78 @@ def accumulate(
     on_cpu = confidence.device.type == "cpu"
     if valid is not None and may_look(valid) and bool(valid.all()):
         valid = None
-    hard = correct.dtype == torch.bool
     length, threads = confidence.shape[-1], torch.get_num_threads() if may_look(confidence) else 1
     width = max(1, threads * _BLOCK * length // max(confidence.numel(), 1) // threads * threads) if on_cpu else max(length, 1)
-
-    # Slot 0 takes what does not count: picking entries by a mask would need their number on the host. Whether an entry was right is part of its slot, unless
-    # it was right in part. Entries of one bin in a row would wait for each other's sum, so neighbours go to different lanes, and threads have their own sums.
-    kinds = 2 if hard else 1
-    slots = num_rows * num_bins + 1
-    tables = [torch.zeros(threads, slots * kinds * _LANES, dtype=torch.float64, device=confidence.device) for _ in range(2 if hard else 3)]
-    one = tables[0].new_ones(())
-    lane = torch.arange(width, dtype=torch.int32, device=confidence.device).bitwise_and_(_LANES - 1)
-    row = None if row is None else row.int() * (num_bins * kinds * _LANES)
+    sums = BinSums(num_bins, num_rows, hard=correct.dtype == torch.bool, device=confidence.device)
     for start in range(0, length, width):
         end = start + width
         values, right = confidence[..., start:end], correct[..., start:end]
-        slot = torch.add(lane[: values.shape[-1]], number(values), alpha=kinds * _LANES)
+        sums.add(number(values), values, right, row=_stretch(row, start, end), valid=_stretch(valid, start, end))
+    return sums.bins()
+
+
+class BinSums:
+    """Sums of bins that entries are added to block by block.
+
+    Entries of one bin in a row would wait for each other's sum, so neighbours go to different lanes, and threads have their own sums. Whether an entry was
+    right is part of its slot, unless it was right in part. Slot 0 takes what does not count: picking entries by a mask would need their number on the host.
+
+    Args:
+        num_bins: Number of bins B.
+        num_rows: Number of rows R.
+        hard: Whether entries are right or wrong (bool), rather than right in part.
+        device: Of the entries.
+
+    Example:
+        >>> sums = BinSums(2, 1, hard=True)
+        >>> for confidence, right in ((0.9, True), (0.8, False)):
+        ...     values = torch.tensor([confidence])
+        ...     sums.add((bin_index(values, 2) + 1).int(), values, torch.tensor([right]))
+        >>> sums.bins().count, sums.bins().correct
+        (tensor([[0, 2]]), tensor([[0., 1.]], dtype=torch.float64))
+    """
+
+    def __init__(self, num_bins: int, num_rows: int, *, hard: bool, device: torch.device | str | None = None) -> None:
+        self.num_bins, self.num_rows, self.kinds = num_bins, num_rows, 2 if hard else 1
+        self.threads = torch.get_num_threads() if torch.device(device or "cpu").type == "cpu" and not torch.compiler.is_compiling() else 1
+        slots = (num_rows * num_bins + 1) * self.kinds * _LANES
+        self.tables = [torch.zeros(self.threads, slots, dtype=torch.float64, device=device) for _ in range(2 if hard else 3)]
+        self._ones = self.tables[0].new_ones(())
+        self._lane = torch.empty(0, dtype=torch.int32, device=device)
+
+    def add(self, number: Tensor, confidence: Tensor, correct: Tensor, *, row: Tensor | None = None, valid: Tensor | None = None) -> None:
+        """Add entries.
+
+        Args:
+            number: Bin of each entry counted from 1, int32, any shape with an axis; may be overwritten.
+            confidence: Same shape.
+            correct: Same shape, bool if ``hard``.
+            row: As :func:`accumulate_bins` takes it.
+            valid: Likewise.
+        """
+        width = number.shape[-1]
+        if len(self._lane) < width:
+            self._lane = torch.arange(width, dtype=torch.int32, device=number.device).bitwise_and_(_LANES - 1)
+        slot = torch.add(self._lane[:width], number, alpha=self.kinds * _LANES)
         if row is not None:
-            slot = slot.add_(_stretch(row, start, end))
-        if hard:
-            slot = slot.add_(right, alpha=_LANES)
+            slot = slot.add_(row.int() * (self.num_bins * self.kinds * _LANES))
+        if self.kinds == 2:
+            slot = slot.add_(correct, alpha=_LANES)
         if valid is not None:
-            slot = slot.mul_(_stretch(valid, start, end))
-        index = slot.reshape(threads if slot.numel() % threads == 0 else 1, -1).long()
-        for table, summand in zip(tables, (one, values, right), strict=False):
+            slot = slot.mul_(valid)
+        index = slot.reshape(self.threads if slot.numel() % self.threads == 0 else 1, -1).long()
+        if index.device.type == "cpu" and self._ones.shape != index.shape:
+            self._ones = torch.ones_like(index, dtype=torch.float64)  # a single one, expanded, would take a CPU twice the time
+        for table, summand in zip(self.tables, (self._ones, confidence, correct), strict=False):
             summand = summand.double().reshape(index.shape) if summand.ndim else summand.expand_as(index)
             table[: len(index)].scatter_add_(1, index, summand)
-    sums = [table.view(threads, slots, kinds, _LANES).sum((0, 3))[1:].view(num_rows, num_bins, kinds) for table in tables]
-    count, sum_confidence = sums[0].sum(-1), sums[1].sum(-1)
-    return Bins(count.long(), sum_confidence, sums[0][..., 1] if hard else sums[2].squeeze(-1))
+
+    def bins(self) -> Bins:
+        """What was added so far, ``(R, B)``."""
+        sums = [
+            table.view(self.threads, -1, self.kinds, _LANES).sum((0, 3))[1:].view(self.num_rows, self.num_bins, self.kinds) for table in self.tables
+        ]
+        return Bins(sums[0].sum(-1).long(), sums[1].sum(-1), sums[0][..., 1] if self.kinds == 2 else sums[2].squeeze(-1))
 
 
 def accumulate_soft_bins(
@@ -321,8 +364,13 @@ _LANES = 4
 """Copies of each sum, a power of 2, which make a CPU up to three times faster where most entries fall into one bin, as with many classes."""
 
 
-def _upper_edge(confidence: Tensor, num_bins: int) -> Tensor:
-    """Number of the edge at or above each confidence, which closes its bin, in 1 to B, int32."""
+def upper_edge(confidence: Tensor, num_bins: int) -> Tensor:
+    """Number of the edge at or above each confidence, which closes its bin, in 1 to B, as a new int32 tensor.
+
+    Example:
+        >>> upper_edge(torch.tensor([0.0, 0.25, 0.26, 1.0]), 4)
+        tensor([1, 1, 2, 4], dtype=torch.int32)
+    """
     dtype = confidence.dtype
     half = dtype in (torch.float16, torch.bfloat16)
     confidence = confidence.detach().float() if half else confidence.detach()
@@ -335,6 +383,6 @@ def _upper_edge(confidence: Tensor, num_bins: int) -> Tensor:
     return passed.add_((confidence - edge).ceil_()).int().clamp_(1, num_bins)
 
 
-def _stretch(tensor: Tensor, start: int, end: int) -> Tensor:
+def _stretch(tensor: Tensor | None, start: int, end: int) -> Tensor | None:
     """Part of the last axis, or the tensor itself where it is broadcast along that axis."""
-    return tensor if tensor.ndim == 0 or tensor.shape[-1] == 1 else tensor[..., start:end]
+    return tensor if tensor is None or tensor.ndim == 0 or tensor.shape[-1] == 1 else tensor[..., start:end]

@@ -80,12 +80,14 @@ def test_gpu_check_runs_without_a_gpu(tmp_path):
     """Everything but what needs one: tests skip themselves, benchmarks run on the CPU."""
     environment = {
         "GPU_CHECK_SHAPES": "1,3,9,10",
+        "GPU_CHECK_METRIC_SHAPES": "1,3,9,10",
         "GPU_CHECK_REPEATS": "1",
         "GPU_CHECK_DEVICE": "cpu",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     result = subprocess.run([ROOT / "tools/gpu_check.sh", tmp_path], env={**os.environ, **environment}, capture_output=True, text=True)
-    assert "measure" in (tmp_path / "losses.md").read_text()
+    for name in ("losses", "metrics"):
+        assert "measure" in (tmp_path / f"{name}.md").read_text()
     assert "cross-entropy" in (tmp_path / "losses.txt").read_text()
     assert "passed" in result.stdout or "skipped" in result.stdout
     assert not (tmp_path / "skipped.txt").exists()

@@ -18,6 +18,7 @@ from densecal.metrics import (
     expected_calibration_error,
     maximum_calibration_error,
 )
+from densecal.ops.backend import why_not_triton
 from densecal.ops.binning import MEASURES
 
 KINDS = ("top_label", "classwise")
@@ -347,6 +348,55 @@ def test_expected_calibration_error_metric_errors():
         _ = ExpectedCalibrationError().per_image
     with pytest.raises(ValueError, match="Expected `probs` with 4 classes, but got 3"):
         ExpectedCalibrationError(num_classes=4).update(torch.full((1, 3, 2), 1 / 3), torch.zeros(1, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_calibration_error_of_logits_is_that_of_their_probabilities(kind, activation, soft):
+    case = make_case((5, 7), batch=2)
+    if activation == "softmax":
+        probs, label = case.logits.softmax(1), case.soft_labels if soft else case.label_map
+    else:
+        probs, label = case.logits.sigmoid(), case.soft_labels if soft else (case.logits > 0.3).long()
+    options = {"kind": kind, "activation": activation, "num_bins": 5, "threshold": 0.2}
+    expected = calibration_error(probs, label, **options)
+    torch.testing.assert_close(calibration_error(case.logits, label, from_logits=True, **options), expected)
+    metric = CalibrationError(num_classes=3, from_logits=True, **options)
+    metric.update(case.logits, label)
+    torch.testing.assert_close(metric.compute(), expected)
+
+
+def test_calibration_error_of_half_logits_is_not_rounded_to_half():
+    logits = torch.tensor([[[9.0], [0.0]]])  # confidence 0.99988, in half precision 1
+    value = expected_calibration_error(logits.half(), torch.tensor([[1]]), from_logits=True)
+    assert value.item() == pytest.approx(1 / (1 + math.exp(-9)), abs=1e-7)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
+def test_calibration_error_of_logits_that_are_not_finite_is_an_error_where_they_count(bad):
+    logits = torch.zeros(1, 2, 3)
+    logits[0, 1, 0] = bad
+    expected_calibration_error(logits, torch.tensor([[-100, 0, 1]]), from_logits=True)
+    with pytest.raises(ValueError, match="Expected finite logits where labels count"):
+        expected_calibration_error(logits, torch.tensor([[0, 0, 1]]), from_logits=True)
+    assert expected_calibration_error(logits, torch.tensor([[0, 0, 1]]), from_logits=True, validate_args=False).isnan()
+
+
+def test_calibration_error_by_triton_says_what_it_does_not_do():
+    case = make_case((5, 7), dtype=torch.float32)
+    probs = case.logits.softmax(1)
+    for label, activation, message in (
+        (case.soft_labels, "softmax", "soft labels"),
+        ((probs > 0.3).long(), "sigmoid", "regions, activation='sigmoid'"),
+    ):
+        with pytest.raises(ValueError, match=f"for backend='triton', but there is none for {message}"):
+            calibration_error(probs, label, activation=activation, backend="triton")
+    if why_not_triton(probs.device) is not None:
+        with pytest.raises(ValueError, match=r"for backend='triton', but .*[Tt]riton"):
+            calibration_error(probs, case.label_map, backend="triton")
+    with pytest.raises(ValueError, match=r"`backend` to be one of \('auto', 'torch', 'triton'\)"):
+        CalibrationError(backend="cuda")
 
 
 def test_create_metric_by_name():

@@ -56,6 +56,7 @@ from densecal.ops.label_losses import (
     check_parts,
 )
 from densecal.ops.neighbourhood import Kernel
+from densecal.ops.triton.layout import is_flat, is_wide, strides, three
 
 __all__ = ["INTERPRETED", "label_losses"]
 
@@ -70,8 +71,6 @@ KEPT_FROM = 7
 
 _BORDERS = {"replicate": 0, "renormalize": 1, "zeros": 2}
 _NORMS = {"l1": 1, "l2": 2}
-_FARTHEST = 2**31 - 2**16
-"""Offsets within an image up to here are computed in 32 bits."""
 
 
 @triton.jit
@@ -521,7 +520,7 @@ class _Call:
     def __init__(self, launch: _Launch, logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> None:
         self.launch, self.logits, self.labels, self.gradient = launch, logits, labels, gradient
         n, _, *spatial = logits.shape
-        self.spatial = _three(spatial, 1)
+        self.spatial = three(spatial, 1)
         self.size = self.spatial[0] * self.spatial[1] * self.spatial[2]
         self.blocks = -(-self.size // BLOCK)
         self.programs = n * self.blocks
@@ -530,14 +529,10 @@ class _Call:
         if not -(2**31) <= launch.ignore_index < 2**31:
             raise NotCovered(f"ignore_index={launch.ignore_index} does not fit 32 bits")
         self.real = torch.promote_types(logits.dtype, torch.float32)
-        self.strides = [_strides(tensor, 2, self.spatial) for tensor in (logits, logits if gradient is None else gradient)]
-        self.label_strides = _strides(labels, 1, self.spatial)
-        reach = [
-            sum((side - 1) * abs(step) for side, step in zip(self.spatial, strides, strict=True)) for strides in (*self.strides, self.label_strides)
-        ]
-        self.wide = max(*reach, self.size) > _FARTHEST
-        height, width = self.spatial[1:]
-        self.flat = all(strides[1] == width * strides[2] and strides[0] == height * strides[1] for strides in self.strides)
+        self.strides = [strides(tensor, 2, self.spatial) for tensor in (logits, logits if gradient is None else gradient)]
+        self.label_strides = strides(labels, 1, self.spatial)
+        self.wide = is_wide(self.spatial, *self.strides, self.label_strides)
+        self.flat = all(is_flat(steps, self.spatial) for steps in self.strides)
         # Where the log-sum-exp alone gives the gradient: margins need the largest logit, and class weights or a border of zeros the sum of the target.
         weighted = launch.entropy is not None and launch.entropy.class_weights is not None
         open_border = launch.shares.kernel is not None and launch.shares.border == "zeros"
@@ -565,7 +560,7 @@ class _Call:
         target_size, target_table, target_n = self._table(shares.kernel)
         prior_size, prior_table, prior_n = self._table(prior.kernel)
         smoothing = shares.smoothing.detach().to(logits.device).reshape(-1) if isinstance(shares.smoothing, Tensor) else None
-        boundary = (1, 1, 1) if shares.boundary is None else _three(shares.boundary, 1)
+        boundary = (1, 1, 1) if shares.boundary is None else three(shares.boundary, 1)
         margin = launch.margin or MarginPart(0.0, False, 0.0)
         rows = {id(part): row for row, part in enumerate(launch.rows)}
         device = torch.cuda.device(logits.device) if logits.is_cuda else contextlib.nullcontext()
@@ -598,7 +593,7 @@ class _Call:
             return (1, 1, 1), None, 0
         fixed = all(isinstance(weight, float) for axis in kernel.taps for weight in axis)
         table = (_fixed_table if fixed else _weights)(kernel, self.logits.device, self.real)
-        return _three(kernel.size, 1), table, table.stride(0) if table.ndim > len(kernel.size) else 0
+        return three(kernel.size, 1), table, table.stride(0) if table.ndim > len(kernel.size) else 0
 
 
 def _weights(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -606,18 +601,3 @@ def _weights(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> Tensor
 
 
 _fixed_table = functools.lru_cache(maxsize=64)(_weights)
-
-
-def _three(sides: Sequence[int], fill: int) -> tuple[int, int, int]:
-    """Three spatial axes of one to three."""
-    d, h, w = [fill] * (3 - len(sides)) + list(sides)
-    return d, h, w
-
-
-def _strides(tensor: Tensor, first: int, spatial: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Of the spatial axes, those that are missing or of one pixel included."""
-    given = [*[0] * (3 - (tensor.ndim - first)), *tensor.stride()[first:]]
-    depth, height, width = spatial
-    w = given[2] if width > 1 else 1
-    h = given[1] if height > 1 else width * w
-    return given[0] if depth > 1 else height * h, h, w

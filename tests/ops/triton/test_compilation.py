@@ -1,4 +1,4 @@
-"""The kernel compiles for a GPU that is not there: what the interpreter runs is not yet what the compiler takes."""
+"""The kernels compile for a GPU that is not there: what the interpreter runs is not yet what the compiler takes."""
 
 import inspect
 import re
@@ -40,21 +40,34 @@ def compile_call(kernel, arguments, constants):
     return made.asm["ptx"]
 
 
+@pytest.fixture
+def record(monkeypatch, tmp_path):
+    """Put a recorder in the place of a module's kernel; gives the kernel and the list of its calls."""
+
+    def install(module):
+        from densecal.ops.triton.label_losses import INTERPRETED
+
+        if INTERPRETED:
+            pytest.skip("Triton interprets in this process")
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+        calls = []
+
+        class Recorder:
+            def __getitem__(self, grid):
+                return lambda *arguments, **constants: calls.append((arguments, constants))
+
+        kernel = module._kernel
+        monkeypatch.setattr(module, "_kernel", Recorder())
+        return kernel, calls
+
+    return install
+
+
 @pytest.mark.parametrize("kind", ["all-parts", "boundary-half"])
-def test_kernel_compiles(kind, monkeypatch, tmp_path):
+def test_kernel_compiles(kind, record):
     from densecal.ops.triton import label_losses as module
 
-    if module.INTERPRETED:
-        pytest.skip("Triton interprets in this process")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    calls = []
-
-    class Recorder:
-        def __getitem__(self, grid):
-            return lambda *arguments, **constants: calls.append((arguments, constants))
-
-    kernel = module._kernel
-    monkeypatch.setattr(module, "_kernel", Recorder())
+    kernel, calls = record(module)
     if kind == "all-parts":
         logits, labels = torch.zeros(1, 5, 2, 16, 16, requires_grad=True), torch.zeros(1, 2, 16, 16, dtype=torch.int16)
         shares = LabelShares(svls_kernel(3, 1.0, 3), "zeros")
@@ -76,3 +89,18 @@ def test_kernel_compiles(kind, monkeypatch, tmp_path):
     for text in (forward, backward):
         assert "atom" not in text  # sums in a fixed order
         assert not re.search(r"[ls][dt]\.local", text)
+
+
+@pytest.mark.parametrize("kind", ["top_label", "classwise"])
+@pytest.mark.parametrize("from_logits", [False, True], ids=["probs", "logits"])
+def test_kernel_of_bins_compiles(kind, from_logits, record):
+    from densecal.ops.triton import calibration_bins as module
+
+    kernel, calls = record(module)
+    values, labels = torch.zeros(1, 20, 32, 32, dtype=torch.bfloat16 if from_logits else torch.float32), torch.zeros(1, 32, 32, dtype=torch.uint8)
+    options = {"mask": labels == 0, "threshold": 0.25} if kind == "classwise" else {}
+    module.calibration_bins(values, labels, num_bins=15, kind=kind, from_logits=from_logits, ignore_index=255, **options)
+    (text,) = (compile_call(kernel, *call) for call in calls)
+    assert re.search(r"ld\.global[^\n]*\.v[24]|cp\.async[^\n]*, 0x(8|10),", text)
+    assert "atom" not in text
+    assert not re.search(r"[ls][dt]\.local", text)

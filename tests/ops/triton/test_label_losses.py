@@ -242,9 +242,9 @@ def test_log_sum_exp_is_kept_where_it_is_all_that_the_gradient_takes(kept, parts
 
 def test_wide_offsets(monkeypatch):
     """Offsets in 64 bits, as for images beyond 2^31 elements."""
-    from densecal.ops.triton import label_losses as module
+    from densecal.ops.triton import layout
 
-    monkeypatch.setattr(module, "_FARTHEST", 0)
+    monkeypatch.setattr(layout, "_FARTHEST", 0)
     hold(Input(layout="channels_last"), [entropy(LabelShares(mean_kernel(3, 2))), MARGINS["mbls"]])
 
 
