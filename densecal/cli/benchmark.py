@@ -1,4 +1,5 @@
-"""``densecal-benchmark``: ours beside others' on the same input in one run; time and memory of metrics and losses, and the speed of loading images."""
+"""``densecal-benchmark``: ours beside others' on the same input in one run; time and memory of metrics, losses and training steps, and the speed of
+loading images."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densecal.cli import benchmark_losses, benchmark_metrics
+from densecal.cli import benchmark_losses, benchmark_metrics, benchmark_train
 
 __all__ = ["main"]
 
@@ -21,11 +22,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_data_arguments(loading)
     losses = subjects.add_parser("losses", help="time and memory, forward and backward", description="Losses of several libraries.")
     benchmark_losses.add_arguments(losses)
+    train = subjects.add_parser("train", help="time and memory of a training step", description="Steps of a U-Net with losses of several libraries.")
+    benchmark_train.add_arguments(train)
     args = parser.parse_args(argv)
     if args.subject == "metrics":
         same = benchmark_metrics.run(args, metrics)
     elif args.subject == "losses":
         same = benchmark_losses.run(args, losses)
+    elif args.subject == "train":
+        same = benchmark_train.run(args, train)
     else:
         from densecal.cli.benchmark_data import run  # not all that trains is needed for metrics
 

@@ -31,7 +31,20 @@ from densecal.ops.neighbourhood import svls_kernel
 from densecal.targets import OneHotTarget, SVLSTarget
 from densecal.terms import CrossEntropy, DiceSemimetric, JaccardMetric
 
-__all__ = ["CONTENDERS", "Contender", "Row", "add_arguments", "convolved_svls", "label_map", "run"]
+__all__ = [
+    "BASELINE",
+    "CONTENDERS",
+    "Contender",
+    "Row",
+    "add_arguments",
+    "convolved_svls",
+    "disagreement",
+    "label_map",
+    "on_device",
+    "peak_memory",
+    "run",
+    "timed",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -257,7 +270,7 @@ def _table_header(title: str, shape: Sequence[int], dtype: torch.dtype, labels: 
 def _copy_speed(device: str) -> float:
     source = torch.empty(2**28, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    times = [_timed(lambda: target.copy_(source), device) for _ in range(6)][1:]
+    times = [timed(lambda: target.copy_(source), device) for _ in range(6)][1:]
     return 2 * source.numel() * 4 / statistics.median(times) / 1e9
 
 
@@ -288,10 +301,10 @@ def _measure(args: argparse.Namespace, shape: tuple[int, ...], dtype_name: str, 
     generator = torch.Generator(device).manual_seed(0)
     logits = torch.randn(shape, generator=generator, device=device).mul_(3).to(dtype).requires_grad_()
     narrow = labels.to(getattr(torch, args.label_dtype))
-    losses = {c: _on(c.make(shape[1], len(shape) - 2), device) for c in _chosen(args)}
+    losses = {c: on_device(c.make(shape[1], len(shape) - 2), device) for c in _chosen(args)}
     rows = {c: Row(c.measure, c.library) for c in losses}
     for contender, row in rows.items():
-        row.note = _disagreement(contender, (2, shape[1], *(min(side, 9 + axis) for axis, side in enumerate(shape[2:]))), device)
+        row.note = disagreement(contender, (2, shape[1], *(min(side, 9 + axis) for axis, side in enumerate(shape[2:]))), device)
     times: dict[Contender, list[tuple[float, float]]] = {contender: [] for contender in losses}
     for repeat in range(args.repeats + 2):  # the first two warm up: kernels compile, allocators grow
         for contender, loss in losses.items():
@@ -314,7 +327,8 @@ def _measure(args: argparse.Namespace, shape: tuple[int, ...], dtype_name: str, 
             row.forward, row.backward = ([1e3 * q for q in quantiles([t[i] for t in measured])] for i in (0, 1))
             row.both = [1e3 * q for q in quantiles([sum(t) for t in measured])]
             row.ratio = row.both[1] / (1e3 * statistics.median(sum(t) for t in times[BASELINE])) if times[BASELINE] else math.nan
-            row.memory = _peak(losses[contender], logits, given, device) / size
+            logits.grad = None
+            row.memory = peak_memory(functools.partial(_once, losses[contender], logits, given, device), device) / size
             if contender.ours or contender is BASELINE:  # others may look at values, which a capture does not survive
                 row.replay = _replay(losses[contender], logits, given, device)
             moved = 3 * size + 2 * given.numel() * given.element_size()
@@ -325,19 +339,19 @@ def _measure(args: argparse.Namespace, shape: tuple[int, ...], dtype_name: str, 
         yield row
 
 
-def _on(loss: Loss, device: str) -> Loss:
+def on_device(loss: Loss, device: str) -> Loss:
     return loss.to(device) if isinstance(loss, nn.Module) else loss
 
 
 def _once(loss: Loss, logits: Tensor, labels: Tensor, device: str) -> tuple[float, float, float]:
     logits.grad = None
     made: list[Tensor] = []
-    forward = _timed(lambda: made.append(loss(logits, labels)), device)
-    backward = _timed(made[0].backward, device)
+    forward = timed(lambda: made.append(loss(logits, labels)), device)
+    backward = timed(made[0].backward, device)
     return forward, backward, made[0].item()
 
 
-def _timed(function: Callable[[], Any], device: str) -> float:
+def timed(function: Callable[[], Any], device: str) -> float:
     """Seconds; on a GPU those between two events in its stream."""
     if not device.startswith("cuda"):
         start = time.perf_counter()
@@ -357,18 +371,18 @@ def _free(logits: Tensor) -> None:
     give_back(str(logits.device))
 
 
-def _peak(loss: Loss, logits: Tensor, labels: Tensor, device: str) -> float:
-    """Bytes at the peak of forward and backward, above what there was before."""
-    _free(logits)
+def peak_memory(step: Callable[[], Any], device: str) -> float:
+    """Bytes at the peak of a step, above what there was before; NaN where the system does not say."""
+    give_back(device)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        _once(loss, logits, labels, device)
+        step()
         return float(torch.cuda.max_memory_allocated() - before)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux then counts the peak anew
         before = process_memory("VmRSS")
-        _once(loss, logits, labels, device)
+        step()
         return 1024.0 * (process_memory("VmHWM") - before)
     except OSError:
         return math.nan
@@ -391,7 +405,7 @@ def _replay(loss: Loss, logits: Tensor, labels: Tensor, device: str) -> float:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             loss(logits, labels).backward()
-        times = [_timed(graph.replay, device) for _ in range(12)][2:]
+        times = [timed(graph.replay, device) for _ in range(12)][2:]
         return 1e3 * statistics.median(times)
     except RuntimeError:
         return math.nan
@@ -400,13 +414,13 @@ def _replay(loss: Loss, logits: Tensor, labels: Tensor, device: str) -> float:
 
 
 @functools.cache
-def _disagreement(contender: Contender, small: tuple[int, ...], device: str) -> str:
+def disagreement(contender: Contender, small: tuple[int, ...], device: str) -> str:
     """What is wrong with a contender's value and gradient on a small input, against densecal's by PyTorch in double precision; empty if nothing."""
     labels = label_map(small, "blocks", device)
     logits = 3 * torch.randn(small, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     reference = next(c for c in CONTENDERS if c.measure == contender.measure and c.library == "densecal, torch")
     (value, gradient), (expected, expected_gradient) = (
-        _value_and_gradient(_on(c.make(small[1], len(small) - 2), device), logits.to(dtype), labels)
+        _value_and_gradient(on_device(c.make(small[1], len(small) - 2), device), logits.to(dtype), labels)
         for c, dtype in ((contender, torch.float32), (reference, torch.float64))
     )
     largest = expected_gradient.abs().max()

@@ -42,7 +42,7 @@ def test_all_contenders_agree(shape):
         pytest.importorskip(name)
     for contender in benchmark_losses.CONTENDERS:
         if contender.library != "densecal, triton":
-            assert benchmark_losses._disagreement(contender, shape, "cpu") == "", contender
+            assert benchmark_losses.disagreement(contender, shape, "cpu") == "", contender
 
 
 def test_a_contender_that_differs_is_an_error(monkeypatch, capsys):
