@@ -106,7 +106,8 @@ class Sink:
             axes.barh(names, values, left=left, color=colour, label=label)
             left = [a + b for a, b in zip(left, values, strict=True)]
         axes.invert_yaxis()
-        axes.set(xlabel="ms, median", title=title)
+        axes.set(xlabel="ms, median")
+        figure.suptitle(title, fontsize="medium")
         if len(parts) > 1:
             axes.legend()
         axes.spines[["top", "right"]].set_visible(False)

@@ -30,7 +30,7 @@ CalibrationKind: TypeAlias = Literal["top_label", "classwise"]
 CALIBRATION_KINDS = ("top_label", "classwise")
 
 _PIXELS = 1 << 16
-"""Pixels that a thread of a CPU takes at a time, or entries where all classes are binned; PyTorch does not share fewer than half as many among threads."""
+"""Pixels that a thread of a CPU takes at a time, or half the entries where all classes are binned; PyTorch does not share fewer than half as many among threads."""
 _NO_ORDER = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
 """Types that PyTorch finds no smallest number of."""
 _VALUES = 1 << 22
@@ -83,7 +83,8 @@ def calibration_bins(
     width = max(size, 1)
     everywhere = False
     if may_look(flat) and labels.numel():
-        width = max(1, min(torch.get_num_threads() * _PIXELS, _VALUES // c) // (n * rows))
+        entries = torch.get_num_threads() * _PIXELS
+        width = max(1, (2 * entries // rows if rows > 1 else min(entries, _VALUES // c)) // n)
         low, high = labels.aminmax()
         everywhere = mask is None and not int(low) <= ignore_index <= int(high)
     sums = BinSums(num_bins, n * rows, hard=True, device=flat.device)
