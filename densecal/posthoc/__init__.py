@@ -1,0 +1,25 @@
+"""Calibrators: fitted on labelled cases after training, applied to logits or to saved probabilities."""
+
+from densecal.posthoc.affine import DirichletCalibration, VectorScaling, dirichlet_map, vector_scale
+from densecal.posthoc.base import FLOOR, Calibrator, normalised_logits
+from densecal.posthoc.binned import HistogramBinning, IsotonicCalibration
+from densecal.posthoc.files import load_calibrator, save_calibrator
+from densecal.posthoc.sample import PixelSample
+from densecal.posthoc.temperature import TemperatureScaling, best_temperature
+
+__all__ = [
+    "FLOOR",
+    "Calibrator",
+    "DirichletCalibration",
+    "HistogramBinning",
+    "IsotonicCalibration",
+    "PixelSample",
+    "TemperatureScaling",
+    "VectorScaling",
+    "best_temperature",
+    "dirichlet_map",
+    "load_calibrator",
+    "normalised_logits",
+    "save_calibrator",
+    "vector_scale",
+]
