@@ -1,7 +1,7 @@
 """Calibrators: fitted on labelled cases after training, applied to logits or to saved probabilities."""
 
 from densecal.posthoc.affine import DirichletCalibration, VectorScaling, dirichlet_map, vector_scale
-from densecal.posthoc.base import FLOOR, Calibrator, normalised_logits
+from densecal.posthoc.base import FLOOR, Calibrator, normalised_logits, without_zeros
 from densecal.posthoc.binned import HistogramBinning, IsotonicCalibration
 from densecal.posthoc.files import load_calibrator, save_calibrator
 from densecal.posthoc.sample import PixelSample
@@ -22,4 +22,5 @@ __all__ = [
     "normalised_logits",
     "save_calibrator",
     "vector_scale",
+    "without_zeros",
 ]

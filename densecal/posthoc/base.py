@@ -16,7 +16,7 @@ from densecal.ops.activation import Activation, logits_from_probabilities
 from densecal.targets.base import SoftTarget
 from densecal.targets.one_hot import align_label, one_hot_target
 
-__all__ = ["FLOOR", "Calibrator", "normalised_logits"]
+__all__ = ["FLOOR", "Calibrator", "normalised_logits", "without_zeros"]
 
 FLOOR: dict[str, float] = {"softmax": 1e-30, "sigmoid": 2.0**-24}
 """Smaller probabilities count as this one. Single precision tells far smaller ones than 2^-24 from 0 but none between 1 - 2^-24 and 1, to which a region may come as near: so
@@ -54,6 +54,34 @@ def normalised_logits(values: Tensor, activation: Activation = "softmax", *, fro
         return values.log_softmax(1).clamp_min(math.log(floor))
     most = math.log1p(-floor) - math.log(floor)
     return values.clamp(-most, most)
+
+
+_COARSEST = 0.5 / 255
+"""Half a step of probabilities in 8 bits, the coarsest that anybody stores."""
+
+
+def without_zeros(probs: Tensor, activation: Activation = "softmax") -> Tensor:
+    """Stored probabilities of exactly 0, which only says less than the file's step, as half the smallest that is not 0: a certain mistake would be held against a temperature
+    without end. Of regions those of exactly 1 likewise.
+
+    Args:
+        probs: Probabilities of one case, any shape.
+        activation: ``"softmax"`` or ``"sigmoid"``.
+
+    Returns:
+        The same, or a copy without them. Under softmax the sum over classes is off by as much.
+
+    Example:
+        >>> without_zeros(torch.tensor([0.0, 0.001, 0.5])).tolist()
+        [0.0005000000237487257, 0.0010000000474974513, 0.5]
+    """
+    above = probs[probs > 0]
+    if len(above) < probs.numel():
+        probs = probs.clamp_min(min(float(above.min()) / 2 if len(above) else 1.0, _COARSEST))
+    if activation == "sigmoid" and bool((probs >= 1).any()):
+        below = 1 - probs[probs < 1]
+        probs = probs.clamp_max(1 - min(float(below.min()) / 2 if len(below) else 1.0, _COARSEST))
+    return probs
 
 
 class Calibrator(nn.Module, ABC):
