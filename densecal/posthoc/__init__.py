@@ -3,6 +3,7 @@
 from densecal.posthoc.affine import DirichletCalibration, VectorScaling, dirichlet_map, vector_scale
 from densecal.posthoc.base import FLOOR, Calibrator, normalised_logits, without_zeros
 from densecal.posthoc.binned import HistogramBinning, IsotonicCalibration
+from densecal.posthoc.conformal import FalseNegativeControl
 from densecal.posthoc.files import load_calibrator, save_calibrator
 from densecal.posthoc.sample import PixelSample
 from densecal.posthoc.temperature import TemperatureScaling, best_temperature
@@ -11,6 +12,7 @@ __all__ = [
     "FLOOR",
     "Calibrator",
     "DirichletCalibration",
+    "FalseNegativeControl",
     "HistogramBinning",
     "IsotonicCalibration",
     "PixelSample",
