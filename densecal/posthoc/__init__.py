@@ -5,7 +5,9 @@ from densecal.posthoc.base import FLOOR, Calibrator, normalised_logits, without_
 from densecal.posthoc.binned import HistogramBinning, IsotonicCalibration
 from densecal.posthoc.conformal import FalseNegativeControl
 from densecal.posthoc.files import load_calibrator, save_calibrator
+from densecal.posthoc.local_temperature import LocalTemperatureScaling, local_temperature
 from densecal.posthoc.sample import PixelSample
+from densecal.posthoc.selective import SelectiveScaling
 from densecal.posthoc.temperature import TemperatureScaling, best_temperature
 
 __all__ = [
@@ -15,12 +17,15 @@ __all__ = [
     "FalseNegativeControl",
     "HistogramBinning",
     "IsotonicCalibration",
+    "LocalTemperatureScaling",
     "PixelSample",
+    "SelectiveScaling",
     "TemperatureScaling",
     "VectorScaling",
     "best_temperature",
     "dirichlet_map",
     "load_calibrator",
+    "local_temperature",
     "normalised_logits",
     "save_calibrator",
     "vector_scale",

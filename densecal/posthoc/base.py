@@ -119,7 +119,7 @@ class Calibrator(nn.Module, ABC):
         if activation not in self.activations:
             raise ValueError(
                 f"{type(self).__name__} needs classes that exclude each other and cannot act on regions (sigmoid). "
-                "Choose temperature, vector, isotonic or histogram."
+                "Choose temperature, vector, isotonic, histogram or local_temperature."
             )
         self.num_classes = num_classes
         self.activation: Activation = activation

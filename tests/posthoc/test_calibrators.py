@@ -451,7 +451,7 @@ def test_sample_is_bounded():
 def test_calibration_error_falls_where_it_was_not_fitted():
     z = random_logits(2, 3, 80, 80, scale=1.5)
     label = drawn(z.softmax(1))
-    for name in POINTWISE:
+    for name in sorted(set(POINTWISE) - {"selective"}):  # which changes the suspected pixels alone
         calibrator = build(name, 3).fit([(4 * z[:1], label[:1])])
         before, after = (float(ExpectedCalibrationError()(p.float(), label[1:])) for p in ((4 * z[1:]).softmax(1), calibrator(4 * z[1:])))
         assert after < 0.3 * before, name
