@@ -22,7 +22,7 @@ from densecal.cli.evaluate import _models
 from densecal.cli.settings import CalibrateSettings, register_settings
 from densecal.inference import Predictor
 from densecal.inference.calibration import read_calibration
-from densecal.metrics import ExpectedCalibrationError
+from densecal.metrics import ExpectedCalibrationError, dilate
 from densecal.posthoc import TemperatureScaling
 
 
@@ -302,6 +302,41 @@ def test_fit_and_repair_in_one_go_warns_of_its_own_cases(saved, calibrate, tmp_p
     assert len(list(tmp_path.glob("runs/calibration/*/isotonic.safetensors"))) == 1
     assert calibrate(*arguments, f"output={tmp_path / 'repaired'}", "posthoc=[temperature]") == 1
     assert re.search(r"that isotonic has calibrated", calibrate.lines[-1])
+
+
+def test_regions_are_repaired_near_the_structure(calibrate, tmp_path):
+    """Two regions that overlap, one channel each, fitted where they and what lies near them are."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    for n in range(4):
+        label = torch.zeros(2, 20, 20, dtype=torch.long)
+        label[0, 4:12, 4:12], label[1, 6:10, 6:10] = 1, 1
+        logits = (2.0 * label - 1) + torch.randn(2, 20, 20, generator=generator)
+        pairs.append(((4 * logits).sigmoid(), label))
+        for folder, values in (("predictions", pairs[-1][0].numpy()), ("labels", label.numpy().astype(np.uint8))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            np.save(tmp_path / folder / f"c{n}.npy", values)
+    arguments = [
+        f"predictions={tmp_path / 'predictions'}",
+        f"labels={tmp_path / 'labels'}",
+        "activation=sigmoid",
+        "fit_region=foreground",
+        "foreground_radius=2",
+    ]
+    assert calibrate(*arguments, f"output={tmp_path / 'out'}", "posthoc=[temperature,vector,isotonic,histogram]") == 0, calibrate.lines
+    mask = dilate(pairs[0][1].any(0, keepdim=True), 2)
+    expected = TemperatureScaling(2, activation="sigmoid").fit([(p[None], y[None], mask) for p, y in pairs], from_probs=True)
+    record = json.loads((tmp_path / "out" / "temperature.json").read_text())
+    assert record["num_pixels"] == 4 * int(mask.sum())
+    assert record["found"]["temperature"] == pytest.approx(float(expected.temperature), rel=1e-4)
+    assert record["region"] == "foreground"
+    assert (
+        calibrate(f"calibration={tmp_path / 'out' / 'vector.safetensors'}", f"apply_to={tmp_path / 'predictions'}", f"output={tmp_path / 'new'}") == 0
+    )
+    vector = read_calibration(tmp_path / "out" / "vector.safetensors").calibrator
+    np.testing.assert_allclose(np.load(tmp_path / "new" / "c2.npy"), vector(pairs[2][0][None], from_probs=True)[0], atol=1e-6)
+    assert calibrate(*arguments, f"output={tmp_path / 'more'}", "posthoc=[dirichlet]") == 1
+    assert re.match(r"error: posthoc\.dirichlet: .*cannot act on regions", calibrate.lines[-1])
 
 
 @pytest.mark.parametrize(
