@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from densecal.registry import LOSSES, METRICS, MODELS, TARGETS
+from densecal.registry import CALIBRATORS, LOSSES, METRICS, MODELS, TARGETS
 
 __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "create_calibrator",
     "create_loss",
     "create_metric",
     "create_model",
     "create_target",
+    "list_calibrators",
     "list_losses",
     "list_metrics",
     "list_models",
@@ -60,6 +62,16 @@ def create_metric(name: str, *args: Any, **kwargs: Any) -> Any:
     return METRICS.create(name, *args, **kwargs)
 
 
+def create_calibrator(name: str, *args: Any, **kwargs: Any) -> Any:
+    """Build a post-hoc calibrator, fitted after training and applied to logits or probabilities. Arguments and errors as :func:`create_loss`.
+
+    Example:
+        >>> create_calibrator("temperature", num_classes=3).temperature
+        tensor(1., dtype=torch.float64)
+    """
+    return CALIBRATORS.create(name, *args, **kwargs)
+
+
 def create_model(name: str, *args: Any, **kwargs: Any) -> Any:
     """Build a network that returns raw logits ``(N, C, *spatial)``; needs the extra ``train``.
 
@@ -93,6 +105,11 @@ def list_losses(pattern: str = "*") -> list[str]:
 def list_targets(pattern: str = "*") -> list[str]:
     """Names of the targets that match a shell-style pattern."""
     return TARGETS.list(pattern)
+
+
+def list_calibrators(pattern: str = "*") -> list[str]:
+    """Names of the post-hoc calibrators that match a shell-style pattern."""
+    return CALIBRATORS.list(pattern)
 
 
 def list_metrics(pattern: str = "*") -> list[str]:

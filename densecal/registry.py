@@ -21,7 +21,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["LOSSES", "METRICS", "MODELS", "TARGETS", "TERMS", "Registry", "near_matches"]
+__all__ = ["CALIBRATORS", "LOSSES", "METRICS", "MODELS", "TARGETS", "TERMS", "Registry", "near_matches"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -128,3 +128,4 @@ TERMS = Registry("term", "densecal.terms")
 LOSSES = Registry("loss", "densecal.losses")
 METRICS = Registry("metric", "densecal.metrics")
 MODELS = Registry("model", "densecal.models")
+CALIBRATORS = Registry("calibrator", "densecal.posthoc")

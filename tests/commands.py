@@ -12,7 +12,14 @@ from pathlib import Path
 # A clean server imports everything once; each process is a fork of it.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
-    ["densecal.cli.training", "densecal.cli.predict", "densecal.cli.train", "densecal.cli.evaluate", "densecal.cli.soft_labels"]
+    [
+        "densecal.cli.training",
+        "densecal.cli.predict",
+        "densecal.cli.train",
+        "densecal.cli.evaluate",
+        "densecal.cli.soft_labels",
+        "densecal.cli.calibrate",
+    ]
 )
 
 MOMENTS = ("training", "validation", "best", "last")
@@ -22,7 +29,7 @@ def run_command(name: str, arguments: list[str], log: Path, die_in: str | None =
     """Run a command of densecal's and return its exit status, negative for the signal it died of.
 
     Args:
-        name: Module of the command, ``"train"``, ``"predict"``, ``"evaluate"``, ``"find_label_errors"`` or ``"soft_labels"``.
+        name: Module of the command, ``"train"``, ``"predict"``, ``"evaluate"``, ``"calibrate"``, ``"find_label_errors"`` or ``"soft_labels"``.
         arguments: Its command line.
         log: File for what it prints.
         die_in: Where to be killed in ``epoch`` (counted from 0): in a ``"training"`` step, in ``"validation"``, or half-way through writing the checkpoint

@@ -13,7 +13,7 @@ import tomllib
 import pytest
 from conftest import ROOT
 
-from densecal.registry import LOSSES, METRICS, TARGETS, TERMS
+from densecal.registry import CALIBRATORS, LOSSES, METRICS, TARGETS, TERMS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -39,6 +39,13 @@ def test_every_method_has_its_row(registry, package):
         cells = [f"`{package}.{registry[name].__name__}`"]
         if (ROOT / "configs" / registry.kind / f"{name}.yaml").exists():  # deep supervision has none: the network decides
             cells.append(f"`{registry.kind}={name}`")
+        assert any(all(cell in row for cell in cells) for row in rows), f"README.md has no row with {' and '.join(cells)}."
+
+
+def test_every_calibrator_has_its_row():
+    rows = [line for line in README.splitlines() if line.startswith("| ")]
+    for name in CALIBRATORS.list():
+        cells = (f"`posthoc.{CALIBRATORS[name].__name__}`", f"`posthoc={name}`")
         assert any(all(cell in row for cell in cells) for row in rows), f"README.md has no row with {' and '.join(cells)}."
 
 

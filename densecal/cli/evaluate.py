@@ -192,20 +192,25 @@ def _models(config: DictConfig) -> dict[str, _Model]:
     runs, folders = _named("run", config.run), _named("predictions", config.predictions)
     if repeated := runs.keys() & folders.keys():
         raise CommandError(f"predictions: the name {min(repeated)!r} is taken by a run. Give names as {{name: path}}.")
-    models = {name: _trained(config, path, device) for name, path in runs.items()}
+    models = {}
+    for name, path in runs.items():
+        models[name] = _trained(config, path, device)
+        if config.calibration is not None:
+            calibrated = _trained(config, path, device, config.calibration)
+            models[f"{name}_{calibrated.cases.predictor.calibration.name}"] = calibrated  # type: ignore[attr-defined]
     for name, path in folders.items():
         models[name] = saved_model(config, path, [model.schema.names for model in models.values()])
     return models
 
 
-def _trained(config: DictConfig, path: str, device: Any) -> _Model:
-    """A run of densecal's."""
+def _trained(config: DictConfig, path: str, device: Any, calibration: str | None = None) -> _Model:
+    """A run of densecal's, calibrated or as it is."""
     from densecal.cli.facts import reference, training_facts
     from densecal.data import override_card
     from densecal.data.layouts import subject_of
     from densecal.inference import Predictor, RunCases, cases_of_split
 
-    predictor = Predictor.from_run(path, config.checkpoint, device, config.inference)
+    predictor = Predictor.from_run(path, config.checkpoint, device, config.inference, calibration)
     card = predictor.card
     assert predictor.config is not None
     split = config.split
@@ -230,6 +235,7 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
         "citation": list(card.citation),
         "run": path,
         "checkpoint": config.checkpoint if Path(path).is_dir() else None,
+        "calibration": predictor.calibration.words if predictor.calibration else "none",
         **training_facts(predictor.config, predictor.model),
     }
     notes = list(card.notes)
@@ -237,7 +243,16 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
         notes.append(
             f"These are {'training' if name == 'train' else 'validation' if name == 'val' else 'all'} cases: the model has seen them or was chosen by them."
         )
+    if predictor.calibration:
+        notes += _told(predictor.calibration.overlap_note(case.id for case in cases))
     return _Model(RunCases(predictor, cases, card), card.schema, facts, lambda case_id: subject_of(case_id, card), notes, _stored_shares(path))
+
+
+def _told(warning: str | None) -> list[str]:
+    """A warning as notes of the report, printed too."""
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr)
+    return [] if warning is None else [warning]
 
 
 def _stored_shares(path: str) -> list[float] | None:
@@ -263,6 +278,7 @@ def saved_model(config: DictConfig, path: str, known_names: Sequence[tuple[str, 
     from densecal.data.card_labels import CardLabels
     from densecal.data.layouts import subject_of
     from densecal.inference import cases_of_split
+    from densecal.inference.calibration import overlap_note, read_note
     from densecal.labels import LabelSchema
 
     card: DataCard | None = None
@@ -298,10 +314,14 @@ def saved_model(config: DictConfig, path: str, known_names: Sequence[tuple[str, 
         "read as": "logits" if config.from_logits else "probabilities",
         "classes": "exclusive (softmax)" if cases.activation == "softmax" else "regions that may overlap (sigmoid)",
     }
+    notes = []
+    if (calibrated := read_note(Path(path))) is not None:
+        facts["calibration"] = f"{calibrated['method']}, fitted on {len(calibrated['fitted_on'])} cases"
+        notes = _told(overlap_note(calibrated["method"], calibrated["fitted_on"], cases.case_ids))
     if card:
         facts |= {"reference": reference(card), "licence": card.licence or None, "citation": list(card.citation)}
-        return _Model(cases, schema, facts, lambda case_id: subject_of(case_id, card), list(card.notes))
-    return _Model(cases, schema, facts, _subject_finder(config.subject_pattern))
+        return _Model(cases, schema, facts, lambda case_id: subject_of(case_id, card), [*card.notes, *notes])
+    return _Model(cases, schema, facts, _subject_finder(config.subject_pattern), notes)
 
 
 def _subject_finder(pattern: str | None) -> Callable[[str], str]:

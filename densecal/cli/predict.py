@@ -34,6 +34,7 @@ def predict(config: DictConfig) -> None:
     from densecal.data.layouts import case_id_of
     from densecal.data.medium import medium_of
     from densecal.inference import OUTPUTS, Predictor, resolve_device, write_description, write_prediction
+    from densecal.inference.calibration import begin_calibrated
 
     if unknown := [name for name in config.outputs if name not in OUTPUTS]:
         raise CommandError(f"outputs: expected any of {OUTPUTS}, but got {unknown[0]!r}.")
@@ -46,12 +47,13 @@ def predict(config: DictConfig) -> None:
     try:
         if not source.exists():
             raise FileNotFoundError(f"input: no file or folder {source}.")
-        predictor = Predictor.from_run(config.run, config.checkpoint, resolve_device(config.device), config.inference)
+        predictor = Predictor.from_run(config.run, config.checkpoint, resolve_device(config.device), config.inference, config.calibration)
         medium = medium_of(predictor.card)
         for name in config.outputs:
             if name not in medium.outputs:
                 raise ValueError(f"outputs: of a {medium.noun} expected any of {medium.outputs}, but got {name!r}.")
         files = _files(source, medium)
+        begin_calibrated(output, predictor.calibration)
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from None
 

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from densecal.cli.sources import register_sources
 
 __all__ = [
+    "CalibrateSettings",
     "CorruptLabelsSettings",
     "EvaluateSettings",
     "FindLabelErrorsSettings",
@@ -53,6 +54,7 @@ class PredictSettings:
     inference: Any = None
     run: str = MISSING
     checkpoint: str = MISSING
+    calibration: str | None = None
     input: str = MISSING
     output: str = MISSING
     outputs: list[str] = field(default_factory=list)
@@ -103,6 +105,7 @@ class EvaluateSettings(_ScoredSettings):
 
     run: Any = None
     checkpoint: str = MISSING
+    calibration: str | None = None
     regions: dict[str, list[int]] | None = None
     activation: str | None = None
     subject_pattern: str | None = None
@@ -111,6 +114,25 @@ class EvaluateSettings(_ScoredSettings):
     boundary_width: float | None = None
     boundary_unit: str = MISSING
     surface_tolerance: float | None = None
+    replicates: int = MISSING
+
+
+@dataclass
+class CalibrateSettings(_ScoredSettings):
+    """``configs/calibrate.yaml`` explains each setting and gives its default."""
+
+    posthoc: Any = MISSING
+    run: Any = None
+    checkpoint: str | None = None
+    regions: dict[str, list[int]] | None = None
+    activation: str | None = None
+    subject_pattern: str | None = None
+    apply_to: str | None = None
+    calibration: str | None = None
+    fit_region: str = MISSING
+    foreground_radius: int = MISSING
+    num_folds: int = MISSING
+    num_bins: int = MISSING
     replicates: int = MISSING
 
 
@@ -148,5 +170,6 @@ def register_settings() -> None:
     store.store(name="predict_settings", node=PredictSettings)
     store.store(name="soft_label_settings", node=SoftLabelSettings)
     store.store(name="evaluate_settings", node=EvaluateSettings)
+    store.store(name="calibrate_settings", node=CalibrateSettings)
     store.store(name="corrupt_labels_settings", node=CorruptLabelsSettings)
     store.store(name="find_label_errors_settings", node=FindLabelErrorsSettings)

@@ -13,7 +13,7 @@ from densecal.labels import DEFAULT_IGNORE_INDEX
 if TYPE_CHECKING:
     from densecal.data.card import DataCard
 
-__all__ = ["LabelDescription", "describe_labels", "description_of", "turns_to_ras"]
+__all__ = ["LabelDescription", "describe_labels", "description_file", "description_of", "turns_to_ras"]
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,14 @@ def description_of(card: DataCard) -> str:
 
 def turns_to_ras(predictions: Path) -> bool:
     """Whether ``plans.json`` says that nnU-Net turned volumes to RAS before it predicted them; it leaves the probabilities so."""
-    paths = [folder / "plans.json" for folder in (predictions, *_trainer(predictions)) if (folder / "plans.json").is_file()]
-    content = _read_json(paths[0]) if paths else None
+    path = description_file(predictions, "plans.json")
+    content = None if path is None else _read_json(path)
     return isinstance(content, dict) and content.get("image_reader_writer") == "NibabelIOWithReorient"
+
+
+def description_file(predictions: Path, name: str) -> Path | None:
+    """``dataset.json`` or ``plans.json`` that belongs to a folder of predictions; ``None`` if there is none."""
+    return next((folder / name for folder in (predictions, *_trainer(predictions)) if (folder / name).is_file()), None)
 
 
 def _trainer(predictions: Path) -> list[Path]:

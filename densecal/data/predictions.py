@@ -38,9 +38,9 @@ Kind: TypeAlias = Literal["missing", "extra", "ambiguous", "unreadable", "hard",
 
 AXES = ("auto", "nnunet", "channels_first", "channels_last")
 _NNUNET_KEYS = ("probabilities", "softmax")
-_KEYS = (*_NNUNET_KEYS, "probs")
-_AFFIXES = ("_probs", "_probabilities", "_softmax")
-_COMPANION = re.compile(r"(.+)_(?:label|confidence|overlay)(?:_.*)?")
+PROBABILITY_KEYS = (*_NNUNET_KEYS, "probs")
+AFFIXES = ("_probs", "_probabilities", "_softmax")
+COMPANION = re.compile(r"(.+)_(?:label|confidence|overlay)(?:_.*)?")
 """What densecal-predict writes beside ``<case>_probs``; of regions with their names."""
 _SUM = 5e-3
 """Sums of rounded probabilities differ from 1 by up to 5e-4 (float16) or 2e-3 (bfloat16), after an interpolation somewhat more."""
@@ -301,7 +301,7 @@ class PredictionFolder:
             return self._card_labels.picture(case_id)
         if self.images is None:
             return None
-        files = {_image_stem(path): path for path in _files(self.images)}
+        files = {_image_stem(path): path for path in visible_files(self.images)}
         path = files.get(case_id) or files.get(f"{case_id}_0000")
         if path is None:
             return None
@@ -349,14 +349,14 @@ class PredictionFolder:
         labels: dict[str, list[Path]] = defaultdict(list)
         if self._card_labels:
             labels |= {case_id: [path] for case_id, path in self._card_labels.files.items()}
-        for path in _files(self.labels) if self._card_labels is None else []:
+        for path in visible_files(self.labels) if self._card_labels is None else []:
             if same and prediction_suffix and not label_suffix and (file_stem(path) or "").endswith(prediction_suffix):
                 continue
             if (stem := file_stem(path)) and stem.endswith(label_suffix) and (case_id := stem.removesuffix(label_suffix)):
                 labels[case_id].append(path)
         taken = {path.resolve() for files in labels.values() for path in files} if same else set()
-        stems = {path: stem for path in _files(self.predictions) if path.resolve() not in taken and (stem := file_stem(path))}
-        affixes = _AFFIXES if prediction_suffix is None else (prediction_suffix,)
+        stems = {path: stem for path in visible_files(self.predictions) if path.resolve() not in taken and (stem := file_stem(path))}
+        affixes = AFFIXES if prediction_suffix is None else (prediction_suffix,)
         predictions: dict[str, list[Path]] = defaultdict(list)
         for path, stem in stems.items():
             bare = next((stem.removesuffix(affix) for affix in affixes if affix and stem.endswith(affix) and stem != affix), stem)
@@ -364,10 +364,10 @@ class PredictionFolder:
                 continue
             predictions[stem if stem in labels and not prediction_suffix else bare].append(path)
         for stem in [stem for stem in predictions if stem not in labels]:
-            companion = _COMPANION.fullmatch(stem)
+            companion = COMPANION.fullmatch(stem)
             if companion and f"{companion[1]}_probs" in stems.values():
                 del predictions[stem]
-        return labels, {case_id: files if len(files) == 1 else _best(files) for case_id, files in predictions.items()}
+        return labels, {case_id: files if len(files) == 1 else best_files(files) for case_id, files in predictions.items()}
 
     def _nothing_in_common(self) -> NoReturn:
         names = [next((files[0].name for _, files in sorted(found.items())), None) for found in (self._prediction_files, self._label_files)]
@@ -393,8 +393,8 @@ class PredictionFolder:
         if case_id not in self._label_files or case_id not in self._prediction_files or case_id not in self.case_ids:
             raise KeyError(f"{case_id!r} is not a case with one prediction and one label.")
         (prediction_path,), (label_path,) = self._prediction_files[case_id], self._label_files[case_id]
-        prediction, label = _open(case_id, prediction_path, lambda path: open_array(path, _KEYS)), self._open_label(case_id, label_path)
-        turn = _to_label(label) if self._reorients and _is_nnunet(prediction) and label.format == "nifti" and len(label.shape) >= 3 else None
+        prediction, label = _open(case_id, prediction_path, lambda path: open_array(path, PROBABILITY_KEYS)), self._open_label(case_id, label_path)
+        turn = _to_label(label) if self._reorients and is_nnunet(prediction) and label.format == "nifti" and len(label.shape) >= 3 else None
         for soft, spatial in self._readings(prediction, label):
             layouts = self._layouts(prediction, label, spatial, turn)
             if layouts and (not soft or label.shape[-1 if label.format == "nifti" else 0] == self._classes(layouts[0].channels)):
@@ -424,7 +424,7 @@ class PredictionFolder:
             shape = (*shape[:3], shape[4]) if len(shape) == 5 and shape[3] == 1 else shape
             return [(len(shape) == 4 and (shape[3] > 1 or self._soft), shape[:3])]
         readings = [(False, shape)]
-        same_rank = len(prediction.shape) == len(shape) or _is_nnunet(prediction)
+        same_rank = len(prediction.shape) == len(shape) or is_nnunet(prediction)
         if len(shape) > 2 and same_rank and (not label.integer or self.activation == "sigmoid"):
             readings.insert(0, (True, shape[1:]))
         if shape[0] == 1:
@@ -436,7 +436,7 @@ class PredictionFolder:
         dims, shape = len(spatial), prediction.shape
         drop: tuple[int, ...] = ()
         if len(shape) == dims + 2:  # one axis too many: NIfTI's unused fourth, the depth of nnU-Net's 2D images, or a batch of one
-            axis = dims if prediction.format == "nifti" else 1 if _is_nnunet(prediction) or self.axes == "nnunet" else 0
+            axis = dims if prediction.format == "nifti" else 1 if is_nnunet(prediction) or self.axes == "nnunet" else 0
             drop = (axis,) if shape[axis] == 1 else ()
         kept = tuple(size for axis, size in enumerate(shape) if axis not in drop)
         has_channel = len(kept) == dims + 1
@@ -461,7 +461,7 @@ class PredictionFolder:
             return ("channels_first",)  # images have their rows first in both
         if self.axes != "auto":
             return (self.axes,)
-        if _is_nnunet(prediction):
+        if is_nnunet(prediction):
             return {"nifti": ("nnunet",), "image": ("channels_first",)}.get(label.format, ("channels_first", "nnunet"))
         if prediction.format in ("nifti", "image"):
             return ("channels_last",) if prediction.format == "nifti" else ("channels_first",)
@@ -470,7 +470,7 @@ class PredictionFolder:
     def _does_not_fit(self, case_id: str, prediction: ArrayFile, label: ArrayFile) -> NoReturn:
         orders = " or ".join(self._orders(prediction, label))
         hint = "Save the probabilities on the label's grid, or set `axes` if their order is another."
-        if _is_nnunet(prediction) and prediction.key == "softmax":
+        if is_nnunet(prediction) and prediction.key == "softmax":
             hint = "nnU-Net v1 saves the box it cropped to, whose place is in the .pkl file alone: paste the box back into the whole volume."
         _fail(
             case_id,
@@ -526,7 +526,7 @@ class PredictionFolder:
                 )
             if exclusive and not single:
                 step = 0.5 * len(values) / scale if scale > 1 else 0.0  # by which rounding to 8 or 16 bits may change a sum
-                _check_sums(values, max(_SUM, step), _is_nnunet(plan.prediction), fail)
+                _check_sums(values, max(_SUM, step), is_nnunet(plan.prediction), fail)
                 if scale > 1:
                     values /= values.sum(0)
             probs = torch.from_numpy(values).clamp_(0, 1)
@@ -590,11 +590,11 @@ class PredictionFolder:
         return torch.from_numpy(shares)
 
 
-def _files(folder: Path) -> list[Path]:
+def visible_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
 
 
-def _best(files: Sequence[Path]) -> list[Path]:
+def best_files(files: Sequence[Path]) -> list[Path]:
     """Of several files of one case those most sure to hold probabilities."""
     ranks = {path: _rank(path) for path in files}
     return [path for path in files if ranks[path] == min(ranks.values())]
@@ -638,7 +638,7 @@ def _fail(case_id: str, path: Path, kind: Kind, message: str, cause: Exception |
     raise DataProblems([PredictionProblem(case_id, path, message, kind)]) from cause
 
 
-def _is_nnunet(file: ArrayFile) -> bool:
+def is_nnunet(file: ArrayFile) -> bool:
     return file.format == "npz" and file.key in _NNUNET_KEYS
 
 

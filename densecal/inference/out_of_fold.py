@@ -18,7 +18,7 @@ from densecal.data.validate import Problem, find_problems
 from densecal.inference.predictor import Predictor
 from densecal.inference.run_cases import RunCases
 
-__all__ = ["OutOfFoldCases"]
+__all__ = ["OutOfFoldCases", "tested_checkpoint"]
 
 
 class OutOfFoldCases:
@@ -52,7 +52,7 @@ class OutOfFoldCases:
         root: str | None = None,
         inference: DictConfig | None = None,
     ) -> None:
-        predictors = [Predictor.from_run(run, checkpoint or _tested_checkpoint(run), device, inference) for run in runs]
+        predictors = [Predictor.from_run(run, checkpoint or tested_checkpoint(run), device, inference) for run in runs]
         self.card = _one_card(runs, [predictor.card for predictor in predictors], root)
         self.runs = list(runs)
         self.all_cases: list[Case] = find_cases(resolve_root(self.card), self.card)
@@ -94,7 +94,7 @@ class OutOfFoldCases:
         return next(fold for fold in self._folds if case_id in fold.case_ids).image(case_id)
 
 
-def _tested_checkpoint(run: Path) -> str:
+def tested_checkpoint(run: Path) -> str:
     """Which checkpoint the report of a run is about."""
     config = OmegaConf.load(run / "config.yaml")
     return str(config.evaluate) if _splits(run).get("val") else "last"

@@ -18,6 +18,7 @@ from densecal.data.card import DataCard
 from densecal.data.medium import OpenedImage, medium_of
 from densecal.data.nnunet import description_of
 from densecal.files import write_atomically
+from densecal.inference.calibration import Calibration, find_calibration
 from densecal.inference.inferer import Inferer
 from densecal.instantiation import instantiate
 from densecal.models.pretrained import without_pretrained
@@ -77,10 +78,17 @@ class Predictor:
         self.window = window
         self.config: DictConfig | None = None
         """Of the run, where the network comes from one."""
+        self.calibration: Calibration | None = None
+        """What mends the probabilities on the file's own grid, the last thing of all."""
 
     @classmethod
     def from_run(
-        cls, run: Path | str, checkpoint: str = "best", device: torch.device | str = "cpu", inference: DictConfig | None = None
+        cls,
+        run: Path | str,
+        checkpoint: str = "best",
+        device: torch.device | str = "cpu",
+        inference: DictConfig | None = None,
+        calibration: str | None = None,
     ) -> Predictor:
         """Load a run; its checkpoint holds the config that built it.
 
@@ -89,10 +97,13 @@ class Predictor:
             checkpoint: ``"best"`` or ``"last"``.
             device: Where to compute.
             inference: How whole images are predicted, as ``configs/inference/`` has it. By default as in training.
+            calibration: Name of a calibrator that ``densecal-calibrate`` left in the run, ``"temperature"`` for example, or its file. By default the
+                probabilities are as the network gives them.
 
         Raises:
-            FileNotFoundError: If there is no such checkpoint.
-            ValueError: If it is not densecal's, or damaged, or ``inference`` has an option out of its range.
+            FileNotFoundError: If there is no such checkpoint or calibrator.
+            ValueError: If it is not densecal's, or damaged, ``inference`` has an option out of its range, or the calibrator was fitted for another checkpoint,
+                other classes or another way of predicting.
         """
         path = find_checkpoint(Path(run), checkpoint)
         content = read_checkpoint(path)
@@ -112,6 +123,9 @@ class Predictor:
             raise ValueError(f"inference: {str(error.__cause__ or error).splitlines()[0]}") from error
         predictor = cls(model, card, window, device)
         predictor.config = config
+        if calibration is not None:
+            predictor.calibration = find_calibration(calibration, path, card, config.inference)
+            predictor.calibration.calibrator.to(predictor.device)
         return predictor
 
     @torch.inference_mode()
@@ -142,7 +156,10 @@ class Predictor:
         if bad := int((~torch.isfinite(image)).sum()):
             raise ValueError(f"{names}: holds {bad} NaN or infinite {medium.element}(s). Replace them, with np.nan_to_num for example.")
         probs = self.window(self.model, image.unsqueeze(0).to(self.device), activation=self.card.schema.activation)[0].cpu()
-        return Prediction(source.restore(probs), source, self.card)
+        probs = source.restore(probs)
+        if self.calibration is not None:
+            probs = self.calibration.calibrator(probs.unsqueeze(0).to(self.device), from_probs=True)[0].cpu()
+        return Prediction(probs, source, self.card)
 
 
 def resolve_device(name: str) -> torch.device:

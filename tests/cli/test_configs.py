@@ -57,9 +57,9 @@ def composed(*overrides: str, config_name: str = "train") -> DictConfig:
 
 
 def test_every_config_is_tested():
-    """``loss``, ``target``, ``term`` and ``study`` have their own."""
+    """``loss``, ``posthoc``, ``target``, ``term`` and ``study`` have their own."""
     folders = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
-    assert folders == {*GROUPS, "loss", "target", "term", "study"}
+    assert folders == {*GROUPS, "loss", "posthoc", "target", "term", "study"}
     assert all(any(group == tested for tested, _ in FILES) for group in GROUPS)
     assert {name for group, name in FILES if group == "model"} == set(MODELS.list())
 
