@@ -54,7 +54,7 @@ def fold_datalist(card: str | Path | DataCard, root: str | Path | None = None, *
         card = override_card(card, {"root": str(root)})
     folder = resolve_root(card)
     cases = [case for case in find_cases(folder, card) if case.label is not None]
-    fold_of = {}
+    fold_of: dict[str, int] = {}
     for fold in range(num_folds):
         split = split_cases(cases, override_card(card, {"num_folds": num_folds, "fold": fold, "val_fraction": 0.0}))
         fold_of |= {case.id: fold for case in split["test"]}

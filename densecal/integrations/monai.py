@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -403,12 +403,11 @@ class LossHandler:
     ``CheckpointSaver``, whose ``save_dict`` may hold the loss beside the network.
 
     Args:
-        loss: The loss; where MONAI's ``DeepSupervisionLoss`` is around it, the one inside.
+        loss: The loss, or a module around it such as ``DeepSupervisionLoss``. There is nothing to tell a loss of another library.
         validator: The evaluator whose numbers and logits the loss learns from, where it learns from any. What a loss looks for, such as ``"accuracy"``, is
             taken from the evaluator's metrics by that name.
 
     Raises:
-        TypeError: If ``loss`` is none of densecal's.
         ValueError: If the loss needs side inputs, for a trainer hands over predictions and labels alone, or a validator that is not given.
 
     Example:
@@ -423,17 +422,17 @@ class LossHandler:
         epoch 3: 0.000
     """
 
-    def __init__(self, loss: CompoundLoss, *, validator: Any = None) -> None:
-        if not isinstance(loss, CompoundLoss):
-            raise TypeError(f"Expected a loss of densecal.losses, but got {type(loss).__name__}. Of a loss in a wrapper give the one inside.")
-        if loss.needs:
-            raise ValueError(
-                f"Expected a loss of predictions and labels alone, which is all that a MONAI trainer hands over, but {type(loss).__name__} needs "
-                f"{', '.join(loss.needs)}. Train it with densecal-train, or in a loop of your own."
-            )
-        if validator is None and (loss.needs_validation or loss.wants_validation_logits):
-            raise ValueError(f"Expected a `validator`, from which {type(loss).__name__} learns. Give the evaluator of ValidationHandler.")
-        self.loss, self.validator = loss, validator
+    def __init__(self, loss: nn.Module, *, validator: Any = None) -> None:
+        self.losses = [module for module in loss.modules() if isinstance(module, CompoundLoss)]
+        self.validator = validator
+        for one in self.losses:
+            if one.needs:
+                raise ValueError(
+                    f"Expected a loss of predictions and labels alone, which is all that a MONAI trainer hands over, but {type(one).__name__} needs "
+                    f"{', '.join(one.needs)}. Train it with densecal-train, or in a loop of your own."
+                )
+            if validator is None and (one.needs_validation or one.wants_validation_logits):
+                raise ValueError(f"Expected a `validator`, from which {type(one).__name__} learns. Give the evaluator of ValidationHandler.")
 
     def attach(self, engine: Any) -> None:
         """Follow a trainer.
@@ -447,23 +446,31 @@ class LossHandler:
         Events = _events("LossHandler")
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch)
         engine.add_event_handler(Events.ITERATION_STARTED, self._step)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: self.loss.on_epoch_end())
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_end)
         if self.validator is not None:
-            if self.loss.wants_validation_logits:
+            if any(loss.wants_validation_logits for loss in self.losses):
                 _before_postprocessing(self.validator, self._validation_batch)
             self.validator.add_event_handler(Events.COMPLETED, self._validated)
 
     def _epoch(self, engine: Any) -> None:
-        self.loss.on_epoch(engine.state.epoch - 1, engine.state.max_epochs)
+        for loss in self.losses:
+            loss.on_epoch(engine.state.epoch - 1, engine.state.max_epochs)
 
     def _step(self, engine: Any) -> None:
-        self.loss.on_step(engine.state.iteration - 1, engine.state.max_epochs * engine.state.epoch_length)
+        for loss in self.losses:
+            loss.on_step(engine.state.iteration - 1, engine.state.max_epochs * engine.state.epoch_length)
+
+    def _epoch_end(self) -> None:
+        for loss in self.losses:
+            loss.on_epoch_end()
 
     def _validation_batch(self, engine: Any) -> None:
-        self.loss.on_validation_batch(*_pred_and_label(engine.state.output))
+        for loss in self.losses:
+            loss.on_validation_batch(*_pred_and_label(engine.state.output))
 
     def _validated(self, engine: Any) -> None:
-        self.loss.on_validation(engine.state.metrics)
+        for loss in self.losses:
+            loss.on_validation(engine.state.metrics)
 
 
 def _events(who: str) -> Any:

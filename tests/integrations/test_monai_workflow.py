@@ -7,6 +7,7 @@ from torch import nn
 
 from densecal.integrations.monai import LossHandler, MetricHandler
 from densecal.losses import ASLPLoss, CompoundLoss, CRaCLoss, SVLSLoss
+from densecal.losses import DeepSupervisionLoss as OurDeepSupervisionLoss
 from densecal.metrics import NegativeLogLikelihood
 from densecal.targets import OneHotTarget
 from densecal.terms import Term
@@ -84,16 +85,16 @@ def trainer_of(loss, network, *, epochs=1, handlers=(), data=None):
     )
 
 
-@pytest.mark.parametrize("deep", [False, True], ids=["plain", "deep-supervision"])
+@pytest.mark.parametrize("deep", [None, DeepSupervisionLoss, OurDeepSupervisionLoss], ids=["plain", "monai-deep-supervision", "deep-supervision"])
 def test_loss_in_a_supervised_trainer(deep):
-    """MetaTensors with MONAI's floating labels, and MONAI's deep supervision around: the step is that of a bare loop over plain tensors."""
-    network, reference = Network(deep), nn.Parameter(torch.ones(()))
+    """MetaTensors with MONAI's floating labels, and deep supervision around: the step is that of a bare loop over plain tensors."""
+    network, reference = Network(deep is not None), nn.Parameter(torch.ones(()))
     (batch,) = data = loader(batch_size=4)
-    trainer_of(DeepSupervisionLoss(SVLSLoss()) if deep else SVLSLoss(), network, data=data).run()
+    trainer_of(SVLSLoss() if deep is None else deep(SVLSLoss(), weights=[1.0, 0.5]), network, data=data).run()
     image, label = batch["image"].as_tensor(), batch["label"].as_tensor()
     expected = SVLSLoss()(reference * image, label.long())
     if deep:
-        coarse = nn.functional.interpolate(label, size=(3, 4), mode="nearest-exact")
+        coarse = label[..., 1::2, 1::2]  # the label at the centre of each two by two, or just behind it
         expected = expected + 0.5 * SVLSLoss()(reference * image[..., ::2, ::2], coarse.long())
     expected.backward()
     torch.testing.assert_close(network.weight.detach(), 1.0 - 0.1 * reference.grad)
@@ -135,11 +136,16 @@ def test_constraints_learn_in_a_monai_workflow():
     assert not torch.equal(loss.parts["crac"].multiplier, before)
 
 
+def test_loss_handler_has_nothing_to_tell_another_librarys_loss():
+    network = Network()
+    loss = nn.CrossEntropyLoss()
+    trainer_of(lambda pred, label: loss(pred, label[:, 0].long()), network, handlers=[LossHandler(loss)]).run()
+    assert network.weight != 1
+
+
 def test_loss_handler_errors():
-    with pytest.raises(TypeError, match=r"Expected a loss of densecal.losses, but got DeepSupervisionLoss. Of a loss in a wrapper"):
-        LossHandler(DeepSupervisionLoss(SVLSLoss()))
     with pytest.raises(ValueError, match=r"Expected a loss of predictions and labels alone, .* but ASLPLoss needs case_id"):
-        LossHandler(ASLPLoss(case_ids=["a"]))
+        LossHandler(DeepSupervisionLoss(ASLPLoss(case_ids=["a"])))
     with pytest.raises(ValueError, match="Expected a `validator`, from which CRaCLoss learns"):
         LossHandler(CRaCLoss(num_classes=3))
     with pytest.raises(ValueError, match=r"Expected a MONAI workflow, .* but got Engine"):
