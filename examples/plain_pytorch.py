@@ -60,6 +60,9 @@ def main() -> None:
     val_loader = DataLoader(Scenes(root, "val", args.limit, v2.Compose([v2.Resize(args.size), *finish])), args.batch_size)
 
     model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES).to(args.device)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.1  # the 0.01 of this network is for long trainings
     loss_function = SVLSLoss(ignore_index=VOID).to(args.device)
     step = torch.compile(model) if args.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
