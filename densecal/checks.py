@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,24 @@ __all__ = ["check_choice", "check_logits", "check_non_negative", "check_odd", "c
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """The tensor without a subclass such as MONAI's MetaTensor, sharing memory and graph."""
-    return tensor.as_subclass(Tensor) if type(tensor) is not Tensor else tensor
+    """The tensor without a subclass such as MONAI's MetaTensor, sharing memory and graph.
+
+    Raises:
+        TypeError: If it is something else, such as a network's list or dict of outputs.
+    """
+    if type(tensor) is Tensor:
+        return tensor
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"Expected a tensor, but got {type(tensor).__name__}. {_tensor_hint(tensor)}")
+    return tensor.as_subclass(Tensor)
+
+
+def _tensor_hint(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"Take the tensor out of it, by one of its keys {list(value)}."
+    if isinstance(value, (list, tuple)):
+        return "Hand a network's several outputs to `DeepSupervisionLoss`, and stack images of one size with `torch.stack`."
+    return "Make it one with `torch.as_tensor`."
 
 
 def may_look(tensor: Tensor) -> bool:

@@ -77,7 +77,7 @@ def blobs(tmp_path_factory) -> Path:
 
 def test_wheel_holds_the_configs_and_the_cards(content):
     for folder in ("configs", "datasets"):
-        source = {f"densecal/{path.relative_to(ROOT)}": path.read_bytes() for path in (ROOT / folder).rglob("*.yaml")}
+        source = {f"densecal/{path.relative_to(ROOT)}": path.read_bytes() for path in (ROOT / folder).rglob("*.*") if path.suffix != ".pyc"}
         assert len(source) >= 2
         assert {name: content.get(name) for name in source} == source
 
@@ -93,7 +93,17 @@ def test_wheel_holds_nothing_else(content):
     assert {name.partition("/")[0] for name in content} == {"densecal", info}
     parts = {part for name in content for part in name.split("/")}
     assert not {part for part in parts if part.startswith(".") or part in ("tests", "__pycache__", "tools", "runs")}
-    assert {Path(name).suffix for name in content if name.startswith("densecal/")} <= {".py", ".j2", ".css", ".js", ".yaml", ".md", ".typed", ".json"}
+    assert {Path(name).suffix for name in content if name.startswith("densecal/")} <= {
+        ".py",
+        ".j2",
+        ".css",
+        ".js",
+        ".yaml",
+        ".yml",
+        ".md",
+        ".typed",
+        ".json",
+    }
 
 
 def test_wheel_names_no_folder_of_this_machine(content):

@@ -17,7 +17,7 @@ import lightning as L
 from torch import Tensor
 from torchmetrics import Metric
 
-from densecal.integrations.named_values import named_values
+from densecal.integrations.named_values import named_numbers
 from densecal.ops.activation import Activation, probabilities
 
 __all__ = ["CalibrationCallback"]
@@ -111,8 +111,6 @@ class CalibrationCallback(L.Callback):
         for i, metrics in enumerate(self._of_loader):
             suffix = f"/dataloader_idx_{i}" if len(self._of_loader) > 1 else ""
             for name, metric in metrics.items():
-                for key, value in named_values(name, metric.compute()).items():
-                    numbers = {key: value} if value.ndim == 0 else {f"{key}_{c}": one for c, one in enumerate(value)}
-                    for full, number in numbers.items():
-                        # Every rank has the value of all ranks, of which the mean is the same; Lightning would warn without.
-                        pl_module.log(f"{prefix}{full}{suffix}", number.float(), sync_dist=True, add_dataloader_idx=False)
+                for key, number in named_numbers(name, metric.compute()).items():
+                    # Every rank has the value of all ranks, of which the mean is the same; Lightning would warn without.
+                    pl_module.log(f"{prefix}{key}{suffix}", number.float(), sync_dist=True, add_dataloader_idx=False)

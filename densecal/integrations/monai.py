@@ -3,7 +3,8 @@
 ``from densecal.integrations.monai import DiceCELoss`` in place of ``from monai.losses import DiceCELoss`` is the whole change. What comes with it: labels
 to ignore, half precision, ``torch.compile``, soft labels, named parts by ``.terms``. MONAI itself is not imported.
 
-:class:`MetricHandler` goes the other way: any metric of this package in a MONAI workflow, or on an Ignite engine.
+:class:`MetricHandler` goes the other way: any metric of this package in a MONAI workflow, or on an Ignite engine. :class:`LossHandler` tells a loss of the
+epochs there, if it learns as training goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -32,7 +33,7 @@ from densecal.terms.cross_entropy import CrossEntropy
 from densecal.terms.erf_gaussian import ErfGaussianPenalty
 from densecal.terms.neighbour import NeighbourPenalty
 
-__all__ = ["DiceCELoss", "DiceLoss", "MetricHandler", "NACLLoss", "TverskyLoss"]
+__all__ = ["DiceCELoss", "DiceLoss", "LossHandler", "MetricHandler", "NACLLoss", "TverskyLoss"]
 
 
 class NACLLoss(CompoundLoss):
@@ -293,6 +294,8 @@ class MetricHandler:
             probabilities, as after ``Activationsd(keys="pred", softmax=True)``.
         save_details: Feed the metric image by image and keep the value of each in ``engine.state.metric_details``, for ``MetricsSaver``:
             ``(images, values)``, as for example the calibration error within each image. Not for metrics with several named values.
+        before_postprocessing: Look at what the network gave, before the workflow's ``postprocessing``, and then mostly ``from_logits``. MONAI's recipes
+            end theirs with ``AsDiscreted``, after which no confidence is left to measure.
 
     Raises:
         TypeError: If ``metric`` is not a ``torchmetrics.Metric``.
@@ -314,11 +317,13 @@ class MetricHandler:
         output_transform: Callable[[Any], Sequence[Any]] | None = None,
         from_logits: bool = False,
         save_details: bool = False,
+        before_postprocessing: bool = False,
     ) -> None:
         if not isinstance(metric, Metric):
             raise TypeError(f"Expected `metric` to be a torchmetrics.Metric, as those of densecal.metrics, but got {type(metric).__name__}.")
         self.metric, self.name, self.from_logits, self.save_details = metric, name, from_logits, save_details
         self.output_transform = _pred_and_label if output_transform is None else output_transform
+        self.before_postprocessing = before_postprocessing
         self.details: list[Tensor] = []
 
     def attach(self, engine: Any, name: str | None = None) -> None:
@@ -330,19 +335,19 @@ class MetricHandler:
 
         Raises:
             ImportError: If Ignite is not installed.
-            ValueError: If there is no name.
+            ValueError: If there is no name, or ``before_postprocessing`` is asked for of an engine that is no MONAI workflow.
         """
-        try:
-            from ignite.engine import Events
-        except ImportError as error:
-            raise ImportError("MetricHandler follows an Ignite engine, and Ignite is not installed. Run `pip install pytorch-ignite`.") from error
+        Events = _events("MetricHandler")
         self.name = self.name if name is None else name
         if self.name is None:
             raise ValueError(
                 "Expected a name for the metric's value, but got none. Give MetricHandler a `name`, or attach it as a key or additional metric."
             )
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+        if self.before_postprocessing:
+            _before_postprocessing(engine, self._update)
+        else:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _start(self, engine: Any) -> None:
@@ -388,6 +393,104 @@ class MetricHandler:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             details = torch.cat([part for part in gather_all_tensors(details) if len(part)] or [details])
         return details.cpu()
+
+
+class LossHandler:
+    """Tells a loss of the epochs, steps and validations of a MONAI trainer, as ``densecal-train`` does. Losses that learn as training goes on, or whose
+    weights and levels follow a schedule, stand still without it; the others need no handler.
+
+    Put it into ``train_handlers`` behind ``ValidationHandler``, so that an epoch's validation is over when the epoch ends for the loss, and before
+    ``CheckpointSaver``, whose ``save_dict`` may hold the loss beside the network.
+
+    Args:
+        loss: The loss, or a module around it such as ``DeepSupervisionLoss``. There is nothing to tell a loss of another library.
+        validator: The evaluator whose numbers and logits the loss learns from, where it learns from any. What a loss looks for, such as ``"accuracy"``, is
+            taken from the evaluator's metrics by that name.
+
+    Raises:
+        ValueError: If the loss needs side inputs, for a trainer hands over predictions and labels alone, or a validator that is not given.
+
+    Example:
+        >>> from ignite.engine import Engine
+        >>> from densecal.schedules import Linear
+        >>> loss = CompoundLoss(OneHotTarget(), {"ce": {"weight": Linear(1.0, 0.0), "term": CrossEntropy()}})
+        >>> trainer = Engine(lambda engine, batch: print(f"epoch {engine.state.epoch}: {loss(*batch):.3f}"))
+        >>> LossHandler(loss).attach(trainer)
+        >>> _ = trainer.run([(torch.zeros(1, 2, 2), torch.tensor([[0, 1]]))], max_epochs=3)
+        epoch 1: 0.693
+        epoch 2: 0.347
+        epoch 3: 0.000
+    """
+
+    def __init__(self, loss: nn.Module, *, validator: Any = None) -> None:
+        self.losses = [module for module in loss.modules() if isinstance(module, CompoundLoss)]
+        self.validator = validator
+        for one in self.losses:
+            if one.needs:
+                raise ValueError(
+                    f"Expected a loss of predictions and labels alone, which is all that a MONAI trainer hands over, but {type(one).__name__} needs "
+                    f"{', '.join(one.needs)}. Train it with densecal-train, or in a loop of your own."
+                )
+            if validator is None and (one.needs_validation or one.wants_validation_logits):
+                raise ValueError(f"Expected a `validator`, from which {type(one).__name__} learns. Give the evaluator of ValidationHandler.")
+
+    def attach(self, engine: Any) -> None:
+        """Follow a trainer.
+
+        Args:
+            engine: ``SupervisedTrainer``, or any Ignite engine that trains.
+
+        Raises:
+            ImportError: If Ignite is not installed.
+        """
+        Events = _events("LossHandler")
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_end)
+        if self.validator is not None:
+            if any(loss.wants_validation_logits for loss in self.losses):
+                _before_postprocessing(self.validator, self._validation_batch)
+            self.validator.add_event_handler(Events.COMPLETED, self._validated)
+
+    def _epoch(self, engine: Any) -> None:
+        for loss in self.losses:
+            loss.on_epoch(engine.state.epoch - 1, engine.state.max_epochs)
+
+    def _step(self, engine: Any) -> None:
+        for loss in self.losses:
+            loss.on_step(engine.state.iteration - 1, engine.state.max_epochs * engine.state.epoch_length)
+
+    def _epoch_end(self) -> None:
+        for loss in self.losses:
+            loss.on_epoch_end()
+
+    def _validation_batch(self, engine: Any) -> None:
+        for loss in self.losses:
+            loss.on_validation_batch(*_pred_and_label(engine.state.output))
+
+    def _validated(self, engine: Any) -> None:
+        for loss in self.losses:
+            loss.on_validation(engine.state.metrics)
+
+
+def _events(who: str) -> Any:
+    try:
+        from ignite.engine import Events
+    except ImportError as error:
+        raise ImportError(f"{who} follows an Ignite engine, and Ignite is not installed. Run `pip install pytorch-ignite`.") from error
+    return Events
+
+
+def _before_postprocessing(engine: Any, handler: Callable[[Any], None]) -> None:
+    """Call a handler between the network and the postprocessing of a MONAI workflow."""
+    try:
+        from monai.engines import IterationEvents
+
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, handler)
+    except (ImportError, ValueError) as error:  # of an engine that does not have the event
+        raise ValueError(
+            f"Expected a MONAI workflow, such as SupervisedEvaluator, to look at before its postprocessing, but got {type(engine).__name__}."
+        ) from error
 
 
 def _pred_and_label(output: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from densecal.metrics.evaluation import Evaluation
 
-__all__ = ["named_values"]
+__all__ = ["named_numbers", "named_values"]
 
 
 def named_values(name: str, value: Any) -> dict[str, Tensor]:
@@ -29,3 +29,16 @@ def named_values(name: str, value: Any) -> dict[str, Tensor]:
     if isinstance(value, Mapping):
         return {f"{name}_{key}": torch.as_tensor(one) for key, one in value.items()}
     return {name: value}
+
+
+def named_numbers(name: str, value: Any) -> dict[str, Tensor]:
+    """As :func:`named_values`, with one entry ``<name>_<class>`` for each class of a value that has one per class.
+
+    Example:
+        >>> named_numbers("dice", torch.tensor([0.5, 0.75]))
+        {'dice_0': tensor(0.5000), 'dice_1': tensor(0.7500)}
+    """
+    found: dict[str, Tensor] = {}
+    for key, one in named_values(name, value).items():
+        found |= {key: one} if one.ndim == 0 else {f"{key}_{c}": number for c, number in enumerate(one)}
+    return found

@@ -30,7 +30,7 @@ from ignite.engine import Engine
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MetricsSaver, from_engine
-from monai.transforms import Activationsd
+from monai.transforms import Activationsd, AsDiscreted, Compose
 
 SPATIAL = (6, 7)
 
@@ -87,6 +87,23 @@ def test_handler_in_a_workflow_gives_the_value_of_all_images(decollate, where):
     assert state.best_metric == state.metrics["ece"]
     torch.testing.assert_close(state.metrics["dice"], dice_score(probs, label).nanmean(0))
     assert state.metrics["nll"] == pytest.approx(negative_log_likelihood(probs, label).item(), rel=1e-6)
+
+
+def test_handler_before_the_postprocessing_sees_confidences():
+    """MONAI's own recipes leave 0 and 1 to those who look afterwards, whose calibration error is the error rate."""
+    data = samples()
+    state = evaluate(
+        data,
+        key_val_metric={"ece": MetricHandler(ExpectedCalibrationError(), from_logits=True, before_postprocessing=True)},
+        additional_metrics={"late": MetricHandler(ExpectedCalibrationError())},
+        postprocessing=Compose(
+            [Activationsd(keys="pred", softmax=True), AsDiscreted(keys=["pred", "label"], argmax=[True, False], to_onehot=[3, None])]
+        ),
+    )
+    probs, label = together(data)
+    valid = label[:, 0] != -100
+    assert state.metrics["ece"] == pytest.approx(expected_calibration_error(probs, label).item(), rel=1e-6)
+    assert state.metrics["late"] == pytest.approx(1 - (probs.argmax(1) == label[:, 0])[valid].double().mean().item(), rel=1e-6)
 
 
 def test_handler_images_of_several_sizes():
@@ -170,6 +187,8 @@ def test_handler_errors():
     engine = Engine(lambda engine, batch: {"pred": batch[0], "label": batch[1]})
     with pytest.raises(ValueError, match="Expected a name for the metric's value"):
         MetricHandler(ExpectedCalibrationError()).attach(engine)
+    with pytest.raises(ValueError, match=r"Expected a MONAI workflow, .* but got Engine"):
+        MetricHandler(ExpectedCalibrationError(), "ece", before_postprocessing=True).attach(engine)
     MetricHandler(FineGrainedOverlap(3), "overlap", save_details=True).attach(engine)
     with pytest.raises(TypeError, match="Expected one value or one per class for `save_details`, but FineGrainedOverlap has several named ones"):
         engine.run([together(samples())])
