@@ -8,6 +8,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 __all__ = ["exit_status", "sigterm_raises", "worker_death"]
 
@@ -29,14 +32,14 @@ def _raise(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def exit_status(stop: BaseException) -> int:
+def exit_status(stop: BaseException) -> Any:
     """The customary status of a process that was stopped: 130 after Ctrl-C, 143 after SIGTERM. Lightning makes an exit of its own of either."""
     seen: BaseException | None = stop
-    while seen is not None:
-        if isinstance(seen, KeyboardInterrupt):
-            return 128 + signal.SIGINT
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
         seen = seen.__cause__ or seen.__context__
-    return 128 + signal.SIGTERM
+    if seen is not None:
+        return 128 + signal.SIGINT
+    return 128 + signal.SIGTERM if isinstance(stop, SIGTERMException) else getattr(stop, "code", None)
 
 
 def worker_death(error: RuntimeError) -> str | None:
