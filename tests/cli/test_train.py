@@ -365,9 +365,18 @@ def test_two_processes_validate_to_the_numbers_of_one(uninterrupted, tmp_path):
 
 
 def test_two_processes_train_into_one_run_as_one_process(blobs, tmp_path):
-    """Rank 0 alone names the run directory. With the same batches, divided, the levels of perturbation and the scores are those of one process."""
+    """Rank 0 alone names the run directory. With the same batches, divided, losses, levels of perturbation and scores are those of one process."""
     rule = [f"perturbation.{setting}" for setting in ("warmup=0", "alpha=0.2", "rule.eta=0.02", "rule.accuracy_weight=2")]
-    common = ["loss=ce", "perturbation=aslp", *rule, "model.dropout=0", "trainer.max_epochs=2", "predictions=[]", "data.samples_per_case=2"]
+    common = [
+        "loss=dice_ce",
+        "loss.sync_stats=true",
+        "perturbation=aslp",
+        *rule,
+        "model.dropout=0",
+        "trainer.max_epochs=2",
+        "predictions=[]",
+        "data.samples_per_case=2",
+    ]
     log = tmp_path / "log.txt"
     assert run_command("train", settings(blobs, tmp_path / "one", *common, "data.batch_size=4"), log) == 0, log.read_text()
     two = settings(blobs, tmp_path / "two", *common, "data.batch_size=2")
