@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -20,9 +24,11 @@ from densecal.files import write_atomically
 
 __all__ = [
     "RECORD",
+    "RunInUse",
     "file_hash",
     "find_checkpoint",
     "find_latest_run",
+    "lock_run",
     "new_run_dir",
     "provenance",
     "read_checkpoint",
@@ -31,7 +37,12 @@ __all__ = [
 ]
 
 RECORD = "run.json"
+_LOCK = "run.lock"
 _PACKAGES = ("torch", "lightning", "monai", "torchmetrics", "hydra-core", "nibabel", "numpy", "scipy")
+
+
+class RunInUse(RuntimeError):
+    """Another process is at work in a run directory."""
 
 
 def new_run_dir(output_dir: Path, experiment: str) -> Path:
@@ -45,6 +56,50 @@ def new_run_dir(output_dir: Path, experiment: str) -> Path:
             continue
         return folder
     raise FileExistsError(f"{output_dir / experiment}: a thousand runs started in one second.")
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory for as long as the context lasts.
+
+    ``run.lock`` names the process and its machine. The lock itself is the file system's, which drops it when the process ends, however it ends: a file that a killed
+    process has left is no obstacle. A file system without locks keeps nobody out.
+
+    Raises:
+        RunInUse: If another process is at work there; the text names it.
+    """
+    with _locked(run / _LOCK) as file:
+        file.seek(0)
+        file.truncate()
+        json.dump({"pid": os.getpid(), "host": platform.node(), "since": datetime.now().astimezone().isoformat(timespec="seconds")}, file)
+        file.flush()
+        try:
+            yield
+        finally:
+            (run / _LOCK).unlink(missing_ok=True)  # while it is locked: whoever waits for the file sees that it is gone
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[TextIO]:
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise RunInUse(f"{path.parent}: {_holder(file)} is at work in this run. Wait until it ends, or stop it.") from None
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                yield file
+                return
+
+
+def _holder(file: TextIO) -> str:
+    file.seek(0)
+    try:
+        said = json.load(file)
+        return f"process {said['pid']} on {said['host']}, since {said['since']},"
+    except (ValueError, KeyError):  # it is just writing it
+        return "another process"
 
 
 def write_record(run: Path, record: Mapping[str, Any]) -> None:

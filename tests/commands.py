@@ -1,12 +1,14 @@
-"""Run densecal's commands in processes of their own, and have them die where a test wants."""
+"""Run densecal's commands in processes of their own, and have them come to harm where a test wants."""
 
 from __future__ import annotations
 
 import importlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # A clean server imports everything once; each process is a fork of it.
@@ -25,18 +27,20 @@ _PROCESSES.set_forkserver_preload(
 MOMENTS = ("training", "validation", "best", "last")
 
 
-def run_command(name: str, arguments: list[str], log: Path, die_in: str | None = None, epoch: int = 2) -> int:
+def run_command(name: str, arguments: list[str], log: Path, die_in: str | None = None, epoch: int = 2, by: str = "kill") -> int:
     """Run a command of densecal's and return its exit status, negative for the signal it died of.
 
     Args:
         name: Module of the command, ``"train"``, ``"predict"``, ``"evaluate"``, ``"calibrate"``, ``"find_label_errors"`` or ``"soft_labels"``.
         arguments: Its command line.
         log: File for what it prints.
-        die_in: Where to be killed in ``epoch`` (counted from 0): in a ``"training"`` step, in ``"validation"``, or half-way through writing the checkpoint
-            ``"best"`` or ``"last"``.
-        epoch: The epoch to die in.
+        die_in: Where it comes to harm in ``epoch`` (counted from 0): in a ``"training"`` step, in ``"validation"``, half-way through writing the checkpoint
+            ``"best"`` or ``"last"``, when that is written and not yet in its place (``"renaming"``); or, after training, when ``"predictions"`` or a file such as
+            ``"summary.json"`` are written and not yet in their place.
+        epoch: The epoch to come to harm in.
+        by: What happens: ``"kill"``, ``"interrupt"`` (Ctrl-C), ``"terminate"``, ``"full"`` (files cannot grow any more), ``"worker"`` (the workers are killed).
     """
-    process = _PROCESSES.Process(target=_run, args=(name, arguments, log, die_in, epoch))
+    process = _PROCESSES.Process(target=_run, args=(name, arguments, log, die_in, epoch, by))
     process.start()
     process.join(300)
     if process.is_alive():
@@ -46,7 +50,7 @@ def run_command(name: str, arguments: list[str], log: Path, die_in: str | None =
     return process.exitcode
 
 
-def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: int) -> None:
+def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: int, by: str) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -56,16 +60,30 @@ def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: 
     # As in a process that was started from a shell; this one has inherited the fork server that it comes from.
     multiprocessing.set_start_method("fork", force=True)
     if die_in is not None:
-        _plant(die_in, epoch)
+        _plant(die_in, epoch, _HARM[by])
     sys.argv = [f"densecal-{name}", *arguments]
     importlib.import_module(f"densecal.cli.{name}").main()
 
 
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def _fill_disk() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
 
 
-def _plant(die_in: str, epoch: int) -> None:
+def _kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)  # type: ignore[arg-type]
+
+
+_HARM: dict[str, Callable[[], None]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "full": _fill_disk,
+    "worker": _kill_workers,
+}
+
+
+def _plant(die_in: str, epoch: int, harm: Callable[[], None]) -> None:
     import torch
 
     from densecal.tasks import SegmentationTask
@@ -74,25 +92,36 @@ def _plant(die_in: str, epoch: int) -> None:
         step = f"{die_in}_step"
         original = getattr(SegmentationTask, step)
 
-        def dying_step(self, batch, batch_idx):
+        def harmful_step(self, batch, batch_idx):
             if self.current_epoch == epoch and batch_idx == 1:
-                _die()
+                harm()
             return original(self, batch, batch_idx)
 
-        setattr(SegmentationTask, step, dying_step)
+        setattr(SegmentationTask, step, harmful_step)
         return
 
-    save = torch.save
+    saved = -1
+    save, replace = torch.save, os.replace
 
-    def dying_save(content, file):
-        if content["epoch"] == epoch and die_in in Path(file.name).name:
+    def harmful_save(content, file):
+        nonlocal saved
+        saved = content["epoch"]
+        if saved == epoch and die_in in Path(file.name).name:
             import io
 
             whole = io.BytesIO()
             save(content, whole)
             file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
             file.flush()
-            _die()
+            harm()
+            file.seek(0)
         save(content, file)
 
-    torch.save = dying_save
+    def harmful_replace(source, target):
+        target = Path(target)
+        checkpoint = die_in == "renaming" and saved == epoch and target.name == "last.ckpt"
+        if checkpoint or die_in in (target.name, target.parent.name):
+            harm()
+        replace(source, target)
+
+    torch.save, os.replace = harmful_save, harmful_replace

@@ -1,7 +1,9 @@
 """Run directories: made, found again, read."""
 
 import json
+import os
 import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -53,6 +55,30 @@ def test_checkpoint_by_name_or_path(tmp_path):
         runs.find_checkpoint(tmp_path, "last")
     with pytest.raises(FileNotFoundError, match="no such run directory"):
         runs.find_checkpoint(tmp_path / "nowhere")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from densecal.runs import lock_run
+with lock_run(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_lock_goes_with_its_process(tmp_path):
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    with pytest.raises(runs.RunInUse, match=rf"process {first.pid} on \S+, since \S+, is at work in this run"), runs.lock_run(tmp_path):
+        pass
+    first.kill()
+    first.wait()
+    assert json.loads((tmp_path / "run.lock").read_text())["pid"] == first.pid
+    with runs.lock_run(tmp_path):
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
 
 
 class Code:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import itertools
+import signal
 import sys
 import types
 import typing
@@ -71,6 +72,9 @@ def command(config_name: str, run: Callable[[DictConfig], Any]) -> None:
             run(config)
         except CommandError as error:
             raise SystemExit(f"error: {error}") from None
+        except KeyboardInterrupt:
+            print("\nStopped.", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
 
     hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name=config_name)(body)()
 

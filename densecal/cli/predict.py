@@ -65,7 +65,7 @@ def predict(config: DictConfig) -> None:
             failed += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
         except OSError as error:  # reading fails with ValueError; where one file cannot be written the next cannot either
-            raise CommandError(f"output: cannot write to {output} ({error.strerror or error}).") from None
+            raise CommandError(f"output: cannot write to {output} ({error.strerror})." if error.strerror else f"output: {error}") from None
         else:
             tqdm.write("  ".join(str(p) for p in written))
     if "probs" in config.outputs and failed < len(files) and not write_description(output, predictor.card):

@@ -9,7 +9,8 @@ import os
 import sys
 import warnings
 from collections import UserList
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -30,16 +31,17 @@ import densecal
 from densecal.cli.configuration import CommandError, build, build_loss, given_settings
 from densecal.cli.evaluation import evaluate_run
 from densecal.cli.facts import target_name
+from densecal.cli.stopping import exit_status, sigterm_raises, worker_death
 from densecal.data import DataCard, DataProblems, SegmentationData
 from densecal.data.medium import medium_of
-from densecal.files import write_atomically
+from densecal.files import remove_unfinished, write_atomically
 from densecal.inference import Inferer
 from densecal.losses import CompoundLoss
 from densecal.metrics import SegmentationEvaluation
 from densecal.models.pretrained import without_pretrained
 from densecal.ops.activation import probabilities
 from densecal.registry import near_matches
-from densecal.runs import find_checkpoint, find_latest_run, new_run_dir, provenance, read_checkpoint, read_record, write_record
+from densecal.runs import RunInUse, find_checkpoint, find_latest_run, lock_run, new_run_dir, provenance, read_checkpoint, read_record, write_record
 from densecal.seeds import derive_seed
 from densecal.tasks import (
     AtomicCheckpointIO,
@@ -47,6 +49,7 @@ from densecal.tasks import (
     ConfigInCheckpoint,
     DistillationTask,
     EpochLines,
+    FirstCheckpoint,
     History,
     SegmentationTask,
     StatelessRandomness,
@@ -106,9 +109,18 @@ def train(config: DictConfig) -> Path:
         CommandError: What the user can mend.
     """
     _quiet()
+    with ExitStack() as held:
+        held.enter_context(sigterm_raises())
+        return _train(config, held)
+
+
+def _train(config: DictConfig, held: ExitStack) -> Path:
+    first = getattr(rank_zero_only, "rank", None) in (0, None)
     try:
         choices, values = given_settings()
         run = _resume(config, choices, values) if config.resume is not None else _Run(config)
+        if run.folder is not None and first:
+            held.enter_context(lock_run(run.folder))
         config = run.config
         _check(config)
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
@@ -124,10 +136,9 @@ def train(config: DictConfig) -> Path:
         if run.folder is not None and run.checkpoint is not None:
             _check_same_cases(run.folder, data)
             task.on_load_checkpoint(read_checkpoint(run.checkpoint))
-        first = getattr(rank_zero_only, "rank", None) in (0, None)
         # The other ranks never use their own guess: Lightning hands them rank 0's.
         folder = run.folder or (new_run_dir(Path(config.output_dir), _experiment_name(config)) if first else Path(config.output_dir))
-    except (ValueError, OSError, DataProblems) as error:
+    except (ValueError, OSError, RunInUse, DataProblems) as error:
         raise CommandError(str(error)) from None
     try:
         config.data.root = str(data.root.resolve())
@@ -140,18 +151,36 @@ def train(config: DictConfig) -> Path:
             os.removedirs(folder)
         raise CommandError(str(error)) from None
 
-    if trainer.is_global_zero:
-        _begin(folder, config, content, data, run.checkpoint)
-        _announce(config, data, task, folder, run.checkpoint)
-    try:
-        trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True if run.checkpoint else None)
-    except SystemExit:
+    with _failing_in_one_line(folder, trainer):
         if trainer.is_global_zero:
-            print(f"\nStopped. Go on with resume={folder}", flush=True)
-        raise
-    folder = trainer.strategy.broadcast(folder)
-    evaluate_run(folder, data, config, task=task, trainer=trainer, history=history)
+            if run.folder is None:
+                held.enter_context(lock_run(folder))
+            _begin(folder, config, content, data, run.checkpoint)
+            _announce(config, data, task, folder, run.checkpoint)
+        trainer.fit(task, datamodule=data, ckpt_path=run.checkpoint, weights_only=True if run.checkpoint else None)
+        folder = trainer.strategy.broadcast(folder)
+        evaluate_run(folder, data, config, task=task, trainer=trainer, history=history)
     return folder
+
+
+@contextmanager
+def _failing_in_one_line(folder: Path, trainer: L.Trainer) -> Iterator[None]:
+    """What ends a run from outside is said in one line, with how to go on."""
+    go_on = f"Go on with resume={folder}"
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as stop:
+        if trainer.is_global_zero:
+            print(f"\nStopped. {go_on}", flush=True)
+        raise SystemExit(exit_status(stop)) from None
+    except OSError as error:
+        raise CommandError(f"{error} {go_on}, when that is mended.") from error
+    except RuntimeError as error:
+        if (death := worker_death(error)) is None:
+            raise
+        raise CommandError(
+            f"Data loading: {death}. When memory runs out, the system kills what takes the most: fewer data.num_workers and data.cache=false take less. {go_on}"
+        ) from error
 
 
 def _check(config: DictConfig) -> None:
@@ -323,6 +352,7 @@ def _build_trainer(
     higher = config.monitor.removeprefix("val/").startswith(_HIGHER_IS_BETTER)
     mode = {"auto": "max" if higher else "min"}.get(config.monitor_mode, config.monitor_mode)
     best = [ModelCheckpoint(filename="best", monitor=config.monitor, mode=mode, **options)] if data.splits["val"] else []
+    first = FirstCheckpoint(folder / "checkpoints" / "last.ckpt")
     progress = CompactProgressBar(leave=False) if sys.stderr.isatty() else EpochLines()
     step = read_checkpoint(checkpoint)["global_step"] if checkpoint else None
     try:
@@ -331,7 +361,7 @@ def _build_trainer(
             "trainer",
             max_epochs=config.trainer.max_epochs or (card.epochs if _max_steps(config) is None else -1),
             max_steps=-1,  # the task ends the training
-            callbacks=[StatelessRandomness(config.seed), history, record, progress, *best, ModelCheckpoint(filename="last", **options)],
+            callbacks=[StatelessRandomness(config.seed), history, record, progress, *best, ModelCheckpoint(filename="last", **options), first],
             logger=_EventFiles(folder, name="", version="tensorboard", purge_step=step),
             plugins=[AtomicCheckpointIO()],
             num_sanity_val_steps=0,
@@ -348,16 +378,16 @@ def _begin(folder: Path, config: DictConfig, content: dict[str, Any], data: Segm
     """Write what the run is; a run that goes on keeps its record and loses its old report."""
     if checkpoint is not None:
         (folder / "report.html").unlink(missing_ok=True)
-        for partial in folder.glob("checkpoints/.*.partial"):
-            partial.unlink()
-        record = read_record(folder)
-        write_record(folder, record | {"resumed": [*record.get("resumed", []), _now()]})
+        remove_unfinished(folder)
+        before = read_record(folder)
+        record = before | {"resumed": [*before.get("resumed", []), _now()]}
     else:
         choices = {group: str(choice) for group, choice in HydraConfig.get().runtime.choices.items() if not group.startswith("hydra/")}
-        write_record(folder, {"started": _now(), "choices": choices, **provenance()})
+        record = {"started": _now(), "choices": choices, **provenance()}
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(content)))
     splits = {name: [case.id for case in cases] for name, cases in data.splits.items()}
     write_atomically(folder / "splits.json", json.dumps(splits, indent=2) + "\n")
+    write_record(folder, record)  # the last of the three: it makes the folder a run
 
 
 def _now() -> str:
@@ -375,8 +405,11 @@ def _announce(config: DictConfig, data: SegmentationData, task: SegmentationTask
     print(f"loss    {target_name(config.loss)}{around}")
     if config.get("distillation") is not None:
         print(f"taught  by {' and '.join(config.distillation.teachers)}")
-    epoch = f", from the end of epoch {read_checkpoint(checkpoint)['epoch'] + 1}" if checkpoint else ""
-    print(f"run     {folder}{epoch}", flush=True)
+    print(f"run     {folder}{_whence(read_checkpoint(checkpoint)) if checkpoint else ''}", flush=True)
+
+
+def _whence(content: Mapping[str, Any]) -> str:
+    return f", from the end of epoch {content['epoch'] + 1}" if content["global_step"] else ", from its beginning"
 
 
 def _resume(config: DictConfig, choices: Mapping[str, str], values: list[str]) -> _Run:
@@ -389,7 +422,7 @@ def _resume(config: DictConfig, choices: Mapping[str, str], values: list[str]) -
     if config.resume == "latest":
 
         def fits(folder: Path) -> bool:
-            return _conflict(folder, config, choices, values) is None
+            return (folder / "checkpoints" / "last.ckpt").is_file() and _conflict(folder, config, choices, values) is None
 
         folder = find_latest_run(Path(config.output_dir), fits)
     else:

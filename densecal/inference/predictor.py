@@ -107,6 +107,10 @@ class Predictor:
         """
         path = find_checkpoint(Path(run), checkpoint)
         content = read_checkpoint(path)
+        if content.get("global_step") == 0:
+            raise ValueError(
+                f"{path}: holds no finished epoch, the network as it was before training. Go on with the run: tools/train.py resume=RUN."
+            )
         config = OmegaConf.create(content["densecal"]["config"])
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(card, DataCard)

@@ -33,10 +33,13 @@ class CompoundLoss(nn.Module):
         ignore_index: Handed to the target. None keeps the target's own.
         backend: ``"auto"`` computes by fused kernels, on a GPU, the terms that they cover, and says once in the log which ones they do not; ``"torch"``
             computes everything by PyTorch's operations, ``"triton"`` everything by kernels, or says why it cannot.
+        sync_stats: With several processes (``DistributedDataParallel``), take over the batch of all of them what the terms take over the batch: sums of overlaps, counts
+            of pixels and images. Loss and gradient are then those of one process with all of it; each process has to compute the loss as often as the others.
+            Where there is one process, or no process group, it changes nothing. Without it each process has the loss of its own batch, as customary.
 
     Raises:
         TypeError: If the target or a term is something else.
-        ValueError: If there are no terms, a weight is negative, or the target already ignores another label.
+        ValueError: If there are no terms, a weight is negative, the target already ignores another label, or ``sync_stats`` is asked of a term that cannot.
 
     Example:
         >>> from densecal.targets import SVLSTarget
@@ -49,7 +52,15 @@ class CompoundLoss(nn.Module):
         {'ce': 0.6931, 'dml': 0.3333}
     """
 
-    def __init__(self, target: Target, terms: Mapping[str, Mapping[str, Any]], *, ignore_index: int | None = None, backend: Backend = "auto") -> None:
+    def __init__(
+        self,
+        target: Target,
+        terms: Mapping[str, Mapping[str, Any]],
+        *,
+        ignore_index: int | None = None,
+        backend: Backend = "auto",
+        sync_stats: bool = False,
+    ) -> None:
         super().__init__()
         if not terms:
             raise ValueError("Expected at least one term, {name: {'weight': ..., 'term': ...}}, but got none.")
@@ -66,6 +77,9 @@ class CompoundLoss(nn.Module):
             if not isinstance(term, Term):
                 raise TypeError(f"Expected the term {name!r} to be a densecal.terms.Term, but got {type(term).__name__}.")
             self.levels[name] = Level(f"terms.{name}.weight", entry.get("weight", 1.0))
+            if sync_stats:
+                _check_can_sync(name, term)
+            term.sync_stats = sync_stats
             self.parts[name] = term
         self.replace_target(target)
         if ignore_index is not None:
@@ -218,6 +232,16 @@ class CompoundLoss(nn.Module):
                     f"Call the loss with context={{{name!r}: ...}}."
                 )
         return given
+
+
+def _check_can_sync(name: str, term: Term) -> None:
+    if not term.can_sync_stats:
+        raise ValueError(
+            f"Expected terms whose statistics can be summed over ranks for `sync_stats`, but {name!r} is a {type(term).__name__}. Leave `sync_stats` out, or choose "
+            "other terms."
+        )
+    if getattr(term, "reduction", "mean") == "none":
+        raise ValueError(f"Expected a mean or a sum for `sync_stats`, but {name!r} has reduction='none', which holds each rank's own pixels.")
 
 
 def _masked(logits: Tensor, target: SoftTarget) -> Tensor:

@@ -46,6 +46,7 @@ class DistillationLoss(CompoundLoss):
         class_weights: One weight per class, for both parts.
         ignore_index: Label to leave out of both.
         backend: Who computes it: ``"auto"``, ``"torch"`` or ``"triton"``, as :class:`densecal.losses.CompoundLoss` says.
+        sync_stats: With several processes, take means and overlaps over the batch of all of them, as one process would.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -79,6 +80,7 @@ class DistillationLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
         backend: Backend = "auto",
+        sync_stats: bool = False,
     ) -> None:
         check_choice("overlap", overlap, ("dml", "jml"))
         term = (DiceSemimetric if overlap == "dml" else JaccardMetric)(
@@ -96,4 +98,5 @@ class DistillationLoss(CompoundLoss):
                 overlap: {"weight": weight_overlap, "term": term},
             },
             backend=backend,
+            sync_stats=sync_stats,
         )

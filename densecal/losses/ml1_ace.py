@@ -40,6 +40,7 @@ class ML1ACELoss(CompoundLoss):
         class_weights: One weight per class, for all parts.
         ignore_index: Label to leave out of all parts.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
+        sync_stats: With several processes, take means and overlaps over the batch of all of them, as one process would.
 
     Example:
         >>> import torch
@@ -63,6 +64,7 @@ class ML1ACELoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
         backend: Backend = "auto",
+        sync_stats: bool = False,
     ) -> None:
         dice = DiceSemimetric(
             smooth=smooth,
@@ -80,4 +82,5 @@ class ML1ACELoss(CompoundLoss):
                 "ml1_ace": {"weight": weight, "term": ace},
             },
             backend=backend,
+            sync_stats=sync_stats,
         )

@@ -252,6 +252,7 @@ class DiceCELoss(CompoundLoss):
         class_weights: One weight per class, for both parts.
         ignore_index: Label to leave out of both.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
+        sync_stats: With several processes, take means and overlaps over the batch of all of them, as one process would.
 
     Example:
         >>> import torch
@@ -273,6 +274,7 @@ class DiceCELoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
         backend: Backend = "auto",
+        sync_stats: bool = False,
     ) -> None:
         dice = DiceSemimetric(
             smooth=smooth,
@@ -285,6 +287,7 @@ class DiceCELoss(CompoundLoss):
             OneHotTarget(activation=activation, ignore_index=ignore_index),
             {"ce": {"weight": weight_ce, "term": CrossEntropy(class_weights=class_weights)}, "dice": {"weight": weight_dice, "term": dice}},
             backend=backend,
+            sync_stats=sync_stats,
         )
 
 
@@ -309,6 +312,7 @@ class JaccardMetricLoss(CompoundLoss):
         class_weights: One weight per class, for both parts.
         ignore_index: Label to leave out of both.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
+        sync_stats: With several processes, take means and overlaps over the batch of all of them, as one process would.
 
     Example:
         >>> import torch
@@ -335,6 +339,7 @@ class JaccardMetricLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
         backend: Backend = "auto",
+        sync_stats: bool = False,
     ) -> None:
         jml = JaccardMetric(
             smooth=smooth,
@@ -353,6 +358,7 @@ class JaccardMetricLoss(CompoundLoss):
             OneHotTarget(activation=activation, ignore_index=ignore_index),
             {"ce": {"weight": weight_ce, "term": CrossEntropy(class_weights=class_weights)}, "jml": {"weight": weight_jml, "term": jml}},
             backend=backend,
+            sync_stats=sync_stats,
         )
 
 
@@ -377,6 +383,7 @@ class DiceSemimetricLoss(CompoundLoss):
         class_weights: One weight per class, for both parts.
         ignore_index: Label to leave out of both.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``; see :class:`densecal.losses.CompoundLoss`.
+        sync_stats: With several processes, take means and overlaps over the batch of all of them, as one process would.
 
     Example:
         >>> import torch
@@ -403,6 +410,7 @@ class DiceSemimetricLoss(CompoundLoss):
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
         backend: Backend = "auto",
+        sync_stats: bool = False,
     ) -> None:
         dml = DiceSemimetric(
             smooth=smooth,
@@ -421,6 +429,7 @@ class DiceSemimetricLoss(CompoundLoss):
             OneHotTarget(activation=activation, ignore_index=ignore_index),
             {"ce": {"weight": weight_ce, "term": CrossEntropy(class_weights=class_weights)}, "dml": {"weight": weight_dml, "term": dml}},
             backend=backend,
+            sync_stats=sync_stats,
         )
 
 

@@ -8,6 +8,7 @@ from densecal.ops.guided_neighbourhood import Similarity, guided_convolution
 from densecal.ops.label_losses import label_losses
 from densecal.ops.neighbourhood import Border, Kernel, gaussian_kernel, mean_kernel, normalized_convolution, svls_kernel
 from densecal.ops.overlap import overlap_sums, tversky_score
+from densecal.ops.ranks import sum_over_ranks
 from densecal.ops.reduction import Reduction, reduce
 from densecal.ops.region_maps import region_maps
 from densecal.ops.soft_cross_entropy import soft_cross_entropy, uniform_cross_entropy
@@ -36,6 +37,7 @@ __all__ = [
     "reduce",
     "region_maps",
     "soft_cross_entropy",
+    "sum_over_ranks",
     "svls_kernel",
     "tversky_score",
     "uniform_cross_entropy",

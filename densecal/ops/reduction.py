@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from densecal.checks import check_choice
+from densecal.ops.ranks import sum_over_ranks
 
 __all__ = ["REDUCTIONS", "Reduction", "reduce"]
 
@@ -15,13 +16,14 @@ Reduction: TypeAlias = Literal["mean", "sum", "none"]
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def reduce(values: Tensor, count: Tensor, reduction: Reduction = "mean") -> Tensor:
+def reduce(values: Tensor, count: Tensor, reduction: Reduction = "mean", *, sync: bool = False) -> Tensor:
     """Sum per-pixel values, divide by what was counted, or return them as they are.
 
     Args:
         values: Any shape; 0 where a pixel does not count.
         count: Scalar divisor of the mean, at least 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        sync: Sum values and count over all processes, see :func:`densecal.ops.sum_over_ranks`.
 
     Returns:
         A scalar, or ``values`` for ``"none"``. The mean over nothing (``count`` 0) is 0, still attached to the graph.
@@ -37,4 +39,6 @@ def reduce(values: Tensor, count: Tensor, reduction: Reduction = "mean") -> Tens
     if reduction == "none":
         return values
     total = values.sum()
+    if sync:
+        total, count = sum_over_ranks(torch.stack([total, count.to(total.dtype)])).unbind()
     return total if reduction == "sum" else total / torch.where(count > 0, count, torch.ones_like(count))

@@ -1,6 +1,6 @@
 """Lightning modules and callbacks: a loss becomes a training run."""
 
-from densecal.tasks.callbacks import CompactProgressBar, ConfigInCheckpoint, EpochLines, History, StatelessRandomness
+from densecal.tasks.callbacks import CompactProgressBar, ConfigInCheckpoint, EpochLines, FirstCheckpoint, History, StatelessRandomness
 from densecal.tasks.checkpoints import AtomicCheckpointIO
 from densecal.tasks.distillation import DistillationTask
 from densecal.tasks.segmentation import SegmentationTask
@@ -13,6 +13,7 @@ __all__ = [
     "ConfigInCheckpoint",
     "DistillationTask",
     "EpochLines",
+    "FirstCheckpoint",
     "History",
     "OnlineTeachers",
     "SegmentationTask",

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from densecal.files import write_atomically
 from densecal.seeds import derive_seed
 
-__all__ = ["CompactProgressBar", "ConfigInCheckpoint", "EpochLines", "History", "StatelessRandomness"]
+__all__ = ["CompactProgressBar", "ConfigInCheckpoint", "EpochLines", "FirstCheckpoint", "History", "StatelessRandomness"]
 
 
 class StatelessRandomness(L.Callback):
@@ -33,6 +33,21 @@ class StatelessRandomness(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(derive_seed(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank))
+
+
+class FirstCheckpoint(L.Callback):
+    """Write a checkpoint before the first batch, from which a run that dies in its first epoch begins anew, to the same numbers.
+
+    Args:
+        path: Where to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(self.path)
 
 
 class History(L.Callback):

@@ -45,6 +45,10 @@ class Term(nn.Module):
     """
 
     needs: tuple[str, ...] = ()
+    can_sync_stats: bool = False
+    """Whether the value follows from sums that the term takes over all ranks where ``sync_stats`` is set, as ``reduce`` does, and from nothing else of the batch."""
+    sync_stats: bool = False
+    """Whether to do so; set by the loss, see :class:`densecal.losses.CompoundLoss`."""
     wants_training_logits: bool = False
     """Whether :meth:`on_batch` does anything."""
     wants_validation_logits: bool = False
@@ -122,6 +126,8 @@ class PixelTerm(Term):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
 
+    can_sync_stats = True
+
     def __init__(self, *, class_weights: Sequence[float] | Tensor | None = None, reduction: Reduction = "mean") -> None:
         super().__init__(class_weights=class_weights)
         check_choice("reduction", reduction, REDUCTIONS)
@@ -135,7 +141,7 @@ class PixelTerm(Term):
             count = target.valid.sum().to(values.dtype)
         if target.activation == "sigmoid":
             count = count * target.num_classes
-        return reduce(values, count, self.reduction)
+        return reduce(values, count, self.reduction, sync=self.sync_stats)
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"
@@ -154,6 +160,8 @@ class PixelPenalty(Term):
         ValueError: If ``reduction`` is unknown.
     """
 
+    can_sync_stats = True
+
     def __init__(self, *, reduction: Reduction = "mean") -> None:
         super().__init__()
         check_choice("reduction", reduction, REDUCTIONS)
@@ -161,7 +169,7 @@ class PixelPenalty(Term):
 
     def fused_as(self, part: Part) -> Fused:
         """What :meth:`fused` gives for a part that computes :meth:`per_pixel`."""
-        return Fused(part, lambda result: reduce(result.values, result.count, self.reduction), self.reduction == "none")
+        return Fused(part, lambda result: reduce(result.values, result.count, self.reduction, sync=self.sync_stats), self.reduction == "none")
 
     def per_pixel(self, logits: Tensor) -> Tensor:
         """The penalty ``(N, *rest)`` of logits ``(N, K, *rest)`` of K outcomes that exclude each other."""
@@ -172,7 +180,7 @@ class PixelPenalty(Term):
         if target.activation == "sigmoid":
             values = values.mean(dim=1)
         values = torch.where(target.valid, values, 0.0)
-        return reduce(values, target.valid.sum().to(values.dtype), self.reduction)
+        return reduce(values, target.valid.sum().to(values.dtype), self.reduction, sync=self.sync_stats)
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"

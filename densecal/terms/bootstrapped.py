@@ -59,6 +59,8 @@ class BootstrappedCrossEntropy(PixelTerm):
         tensor(0.6931)
     """
 
+    can_sync_stats = False  # what it learns from batches is each rank's own
+
     mixture: Tensor
     bounds: Tensor
     fitted: Tensor

@@ -128,6 +128,8 @@ class NeighbourConstraint(Term):
         tensor([[2.5000, 2.5000]])
     """
 
+    can_sync_stats = True
+
     wants_validation_logits = True
     multiplier: Tensor
     rho: Tensor
@@ -201,7 +203,7 @@ class NeighbourConstraint(Term):
             # P(0) = 0, so a pixel adds nothing to the region it does not lie in.
             total = total + constraint_penalty(gap, *self._state(region, logits), self.penalty)
         values = torch.where(target.valid, total.mean(dim=1) / self.multiplier.shape[0], 0.0)
-        return reduce(values, target.valid.sum().to(values.dtype), self.reduction)
+        return reduce(values, target.valid.sum().to(values.dtype), self.reduction, sync=self.sync_stats)
 
     def on_validation_batch(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> None:
         with torch.no_grad():

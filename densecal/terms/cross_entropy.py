@@ -52,4 +52,4 @@ class CrossEntropy(PixelTerm):
 
     def fused(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Fused:
         part = CrossEntropyPart(target.shares, self.weights_for(logits))
-        return Fused(part, lambda result: reduce(result.values, result.count, self.reduction), self.reduction == "none")
+        return Fused(part, lambda result: reduce(result.values, result.count, self.reduction, sync=self.sync_stats), self.reduction == "none")

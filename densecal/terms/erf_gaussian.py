@@ -40,6 +40,8 @@ class ErfGaussianPenalty(Term):
         tensor(0.5000)
     """
 
+    can_sync_stats = True
+
     def __init__(self, *, sigma: float = 1.0, distance: Literal["l1", "l2"] = "l1", reduction: Reduction = "mean") -> None:
         super().__init__()
         check_positive("sigma", sigma)
@@ -59,7 +61,7 @@ class ErfGaussianPenalty(Term):
         shares = self.mass**spatial_dims * window(target.one_hot, target.valid, target.activation).to(logits.dtype)
         gap = (shares - logits).abs() if self.distance == "l1" else (shares - logits).square()
         per_pixel = torch.where(target.valid, gap.mean(dim=1), 0.0)
-        return reduce(per_pixel, target.valid.sum().to(per_pixel.dtype), self.reduction)
+        return reduce(per_pixel, target.valid.sum().to(per_pixel.dtype), self.reduction, sync=self.sync_stats)
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}, distance={self.distance!r}, reduction={self.reduction!r}"

@@ -49,6 +49,8 @@ class MarginalL1ACE(Term):
         0.425
     """
 
+    can_sync_stats = True
+
     def __init__(
         self,
         *,
@@ -85,7 +87,7 @@ class MarginalL1ACE(Term):
         error = (gap.sum(-1) / filled.sum(-1).clamp_min(1)).to(logits.dtype)  # (N, C)
         if class_weights is not None:
             error = error * class_weights[first:].to(error.dtype)
-        return reduce(error, valid.any(dim=2).sum().to(error.dtype) * c, self.reduction)
+        return reduce(error, valid.any(dim=2).sum().to(error.dtype) * c, self.reduction, sync=self.sync_stats)
 
     def extra_repr(self) -> str:
         return f"num_bins={self.num_bins}, binning={self.binning!r}, include_background={self.include_background}, reduction={self.reduction!r}"

@@ -56,6 +56,8 @@ class NeighbourPenalty(Term):
         tensor(0.5000)
     """
 
+    can_sync_stats = True
+
     def __init__(
         self,
         *,
@@ -91,13 +93,13 @@ class NeighbourPenalty(Term):
         gap = shares - values
         gap = gap.abs() if self.distance == "l1" else gap.square()
         per_pixel = torch.where(target.valid, gap.mean(dim=1), 0.0)
-        return reduce(per_pixel, target.valid.sum().to(per_pixel.dtype), self.reduction)
+        return reduce(per_pixel, target.valid.sum().to(per_pixel.dtype), self.reduction, sync=self.sync_stats)
 
     def fused(self, logits: Tensor, target: SoftTarget, *, context: Mapping[str, Any] | None = None) -> Fused:
         if self.acts_on != "logits":
             raise NotCovered(f"acts_on={self.acts_on!r} of {type(self).__name__} is in no kernel")
         part = NeighbourPart(self._recipe(logits, context).label_shares(logits.ndim - 2), self.distance)
-        return Fused(part, lambda result: reduce(result.values, result.count, self.reduction), self.reduction == "none")
+        return Fused(part, lambda result: reduce(result.values, result.count, self.reduction, sync=self.sync_stats), self.reduction == "none")
 
     def _recipe(self, logits: Tensor, context: Mapping[str, Any] | None) -> Recipe:
         return neighbour_recipe(

@@ -52,6 +52,8 @@ class OnlineLabelSmoothing(PixelTerm):
                 [0.1000, 0.9000]])
     """
 
+    can_sync_stats = False  # what it learns from batches is each rank's own
+
     table: Tensor
     sums: Tensor
     counts: Tensor

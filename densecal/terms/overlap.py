@@ -12,6 +12,7 @@ from densecal.checks import check_choice, check_non_negative, check_positive
 from densecal.ops.activation import probabilities
 from densecal.ops.label_losses import OverlapCounts, OverlapPart
 from densecal.ops.overlap import overlap_sums, tversky_score
+from densecal.ops.ranks import sum_over_ranks
 from densecal.registry import TERMS
 from densecal.targets.base import SoftTarget
 from densecal.terms.base import Fused, Term
@@ -57,6 +58,8 @@ class Overlap(Term):
         >>> round(Overlap(alpha=0.5, beta=0.5)(q.clamp_min(1e-30).log(), one_hot_target(q, 2)).item(), 6)
         0.0
     """
+
+    can_sync_stats = True
 
     def __init__(
         self,
@@ -122,15 +125,22 @@ class Overlap(Term):
 
         value = tp.new_zeros(())
         if self.weight_batch:
-            per_class = self._loss(tp.sum(0), fp.sum(0), fn.sum(0)) * weights
-            value = value + self.weight_batch * _mean(per_class, active.any(dim=0), dim=0)
+            *pooled, images = self._over_images(tp, fp, fn, active.to(tp.dtype))
+            value = value + self.weight_batch * _mean(self._loss(*pooled) * weights, images > 0)
         if self.weight_image or self.weight_class:
-            per_image = self._loss(tp, fp, fn) * weights  # (N, C)
+            per_image = torch.where(active, self._loss(tp, fp, fn) * weights, 0.0)  # (N, C)
         if self.weight_image:
-            value = value + self.weight_image * _mean(_mean(per_image, active, dim=1), active.any(dim=1), dim=0)
+            total, images = self._over_images(_mean(per_image, active), active.any(dim=1).to(tp.dtype))
+            value = value + self.weight_image * total / images.clamp_min(1)
         if self.weight_class:
-            value = value + self.weight_class * _mean(_mean(per_image, active, dim=0), active.any(dim=0), dim=0)
+            total, images = self._over_images(per_image, active.to(tp.dtype))
+            value = value + self.weight_class * _mean(total / images.clamp_min(1), images > 0)
         return value
+
+    def _over_images(self, *values: Tensor) -> Sequence[Tensor]:
+        """Sums over the images of the batch, with ``sync_stats`` of those of all ranks."""
+        sums = torch.stack([value.sum(0) for value in values])
+        return (sum_over_ranks(sums) if self.sync_stats else sums).unbind()
 
     def _loss(self, tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
         score = tversky_score(tp, fp, fn, alpha=self.alpha, beta=self.beta, smooth=self.smooth)
@@ -252,6 +262,6 @@ class DiceSemimetric(Overlap):
         )
 
 
-def _mean(values: Tensor, count: Tensor, *, dim: int) -> Tensor:
-    """Mean over the entries that ``count``; 0 where there is none."""
-    return torch.where(count, values, 0.0).sum(dim) / count.sum(dim).clamp_min(1)
+def _mean(values: Tensor, count: Tensor) -> Tensor:
+    """Mean over the classes, the last axis, that ``count``; 0 where there is none."""
+    return torch.where(count, values, 0.0).sum(-1) / count.sum(-1).clamp_min(1)

@@ -16,11 +16,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import yaml
 from commands import MOMENTS, run_command
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from volumes import blob, save
+
+from densecal.runs import lock_run
 
 EPOCHS = 4
 CARD = {
@@ -153,7 +156,7 @@ def test_killed_run_resumes_to_the_same_numbers(moment, blobs, uninterrupted, tm
     assert run_command("train", [f"resume={run}"], log) == 0, log.read_text()
     assert "from the end of epoch 2" in log.read_text()
     assert scores(run) == scores(uninterrupted)
-    assert not list(run.rglob("*.partial"))
+    assert not list(run.rglob("*.unfinished"))
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [round(event.value, 6) for event in events.Scalars("val/dice")] == [
         round(float(row["val/dice"]), 6) for row in csv.DictReader((run / "metrics.csv").open())
@@ -249,9 +252,11 @@ def test_resumed_run_cannot_become_another(change, message, uninterrupted, tmp_p
 
 def test_resuming_needs_a_checkpoint(blobs, tmp_path):
     log = tmp_path / "log.txt"
-    assert run_command("train", settings(blobs, tmp_path), log, die_in="training", epoch=0) == -signal.SIGKILL
+    assert run_command("train", settings(blobs, tmp_path), log, die_in="last", epoch=0) == -signal.SIGKILL  # the one before the first step
     assert run_command("train", [f"resume={the_run(tmp_path)}"], log) == 1
     assert re.fullmatch(r"error: No checkpoint .*last\.ckpt\. It holds no finished epoch\.\n", log.read_text())
+    assert run_command("train", settings(blobs, tmp_path, "resume=latest"), log) == 1
+    assert "No run with these settings" in log.read_text()
     assert run_command("train", [f"resume={tmp_path / 'nowhere'}"], log) == 1
     assert "No run in" in log.read_text()
 
@@ -360,9 +365,18 @@ def test_two_processes_validate_to_the_numbers_of_one(uninterrupted, tmp_path):
 
 
 def test_two_processes_train_into_one_run_as_one_process(blobs, tmp_path):
-    """Rank 0 alone names the run directory. With the same batches, divided, the levels of perturbation and the scores are those of one process."""
+    """Rank 0 alone names the run directory. With the same batches, divided, losses, levels of perturbation and scores are those of one process."""
     rule = [f"perturbation.{setting}" for setting in ("warmup=0", "alpha=0.2", "rule.eta=0.02", "rule.accuracy_weight=2")]
-    common = ["loss=ce", "perturbation=aslp", *rule, "model.dropout=0", "trainer.max_epochs=2", "predictions=[]", "data.samples_per_case=2"]
+    common = [
+        "loss=dice_ce",
+        "loss.sync_stats=true",
+        "perturbation=aslp",
+        *rule,
+        "model.dropout=0",
+        "trainer.max_epochs=2",
+        "predictions=[]",
+        "data.samples_per_case=2",
+    ]
     log = tmp_path / "log.txt"
     assert run_command("train", settings(blobs, tmp_path / "one", *common, "data.batch_size=4"), log) == 0, log.read_text()
     two = settings(blobs, tmp_path / "two", *common, "data.batch_size=2")
@@ -386,6 +400,48 @@ def test_two_processes_test_to_the_numbers_of_one(uninterrupted, tmp_path):
         (run / written).unlink()
     in_processes(ROOT / "tools" / "train.py", f"resume={run}", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
     assert scores(run) == scores(uninterrupted)
+
+
+HARM = [  # where, in which epoch, what, the exit status, what it says, and where the run goes on
+    ("training", 0, "interrupt", 130, "Stopped. Go on with resume={run}", "its beginning"),
+    ("last", 0, "terminate", 143, "Stopped. Go on with resume={run}", "its beginning"),
+    ("training", 1, "worker", 1, r"error: Data loading: worker \(pid.* less\. Go on with resume={run}", "the end of epoch 1"),
+    ("last", 1, "full", 1, r"error: {run}/checkpoints/last\.ckpt: cannot be written \(File too large\)\. Go on with resume={run}, when.*", "the end of epoch 1"),
+    ("renaming", 2, "kill", -signal.SIGKILL, None, "the end of epoch 2"),
+    ("training", 3, "kill", -signal.SIGKILL, None, "the end of epoch 3"),
+    ("predictions", 3, "full", 1, r"error: {run}/predictions/.*: cannot be written \(File too large\)\. Go on with resume={run}, when.*", "the end of epoch 4"),
+    ("cases.csv", 3, "full", 1, r"error: {run}/table\.md: cannot be written \(File too large\)\. Go on with resume={run}, when.*", "the end of epoch 4"),
+    ("predictions", 3, "interrupt", 130, "Stopped. Go on with resume={run}", "the end of epoch 4"),
+    ("report.html", 3, "kill", -signal.SIGKILL, None, "the end of epoch 4"),
+]  # fmt: skip
+
+
+def test_run_that_meets_with_everything_comes_to_the_same_numbers(blobs, uninterrupted, tmp_path):
+    """Stopped by hand and by the system, out of space, short of a worker, killed between a file and its place: in one run, at one moment after the other."""
+    log, line = tmp_path / "log.txt", settings(blobs, tmp_path)
+    for moment, epoch, by, status, last_line, whence in HARM:
+        assert run_command("train", line, log, die_in=moment, epoch=epoch, by=by) == status, (moment, epoch, by, log.read_text())
+        run, said = the_run(tmp_path), log.read_text()
+        line = [f"resume={run}"]
+        assert "Traceback" not in said
+        assert last_line is None or re.fullmatch(last_line.format(run=run), said.strip().splitlines()[-1]), said
+        assert bool(list(run.rglob("*.unfinished"))) == (by == "kill" and moment != "training")
+        assert (run / "run.lock").exists() == (by == "kill")
+        assert not (run / "report.html").exists()
+        if whence == "its beginning":
+            predict = [f"run={run}", "checkpoint=last", f"input={blobs / 'images'}", f"output={tmp_path / 'out'}"]
+            assert run_command("predict", predict, log) == 1
+            assert "last.ckpt: holds no finished epoch" in log.read_text()
+        elif moment != "last":
+            content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+            assert f"the end of epoch {content['epoch'] + 1}" == whence
+    with lock_run(run):
+        assert run_command("train", line, log) == 1
+        assert re.fullmatch(rf"error: {run}: process {os.getpid()} on \S+, since \S+, is at work in this run\. Wait.*\n", log.read_text())
+    assert run_command("train", line, log) == 0, log.read_text()
+    assert f", from {whence}" in log.read_text()
+    assert scores(run) == scores(uninterrupted)
+    assert not [path for name in ("*.unfinished", "run.lock") for path in run.rglob(name)]
 
 
 @pytest.mark.slow

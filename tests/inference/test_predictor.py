@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -148,12 +149,12 @@ def test_file_that_cannot_be_finished_leaves_the_old_one(predictor, image, tmp_p
     (path,) = write_prediction(prediction, tmp_path / "out", "scan", ["label"])
     before = path.read_bytes()
 
-    def full_disk(image, name):
-        Path(name).write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full_disk(image, file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(nib, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", full_disk)
+    with pytest.raises(OSError, match=r"scan_label\.nii\.gz: cannot be written \(No space left on device\)\.$"):
         write_prediction(prediction, tmp_path / "out", "scan", ["label"])
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

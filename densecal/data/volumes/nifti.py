@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Sequence
+from io import IOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
+
+from densecal.files import write_file
 
 __all__ = ["corner_shift", "plane_names", "read_nifti", "write_nifti"]
 
@@ -53,7 +56,6 @@ def write_nifti(path: Path, values: np.ndarray, source: Any, *, unsigned_16_bits
 
     ``unsigned_16_bits`` stores floats in [0, 1] as multiples of 1/65535, which any reader that heeds the header's scale gives back as floats.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if unsigned_16_bits:
         values = np.rint(65535 * values.astype(np.float64)).astype(np.uint16)
     image = nib.Nifti1Image(values, source.get_best_affine())  # a fresh header: intensity scaling and display range of the source do not apply
@@ -65,10 +67,12 @@ def write_nifti(path: Path, values: np.ndarray, source: Any, *, unsigned_16_bits
         image.set_sform(*source.get_sform(coded=True))
     else:
         image.set_sform(None, 0)
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        nib.save(image, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_file(path, lambda file: _stream(image, file, zipped=path.name.lower().endswith(".gz")))
+
+
+def _stream(image: nib.Nifti1Image, file: BinaryIO, *, zipped: bool) -> None:
+    if not zipped:
+        image.to_stream(cast("IOBase", file))
+        return
+    with gzip.GzipFile(fileobj=file, filename="", mode="wb", compresslevel=1, mtime=0) as archive:  # nibabel's level
+        image.to_stream(archive)
