@@ -210,6 +210,7 @@ def _fit(config: DictConfig, source: _Source) -> list[Path]:
     for calibrator in (one for some in (calibrators, *fold_calibrators) for one in some.values()):
         calibrator.finish()
 
+    offered = list(test_ids or fit_ids)  # case_index counts these, also where one of them turns out not to be readable
     looked_at: Mapping[str, Evaluation] = {}
     if test_ids:
         looked_at = _evaluate(config, source, source.test, test_ids, lambda _: calibrators)
@@ -219,7 +220,7 @@ def _fit(config: DictConfig, source: _Source) -> list[Path]:
     folder, paths = source.folder(), {}
     for name, calibrator in calibrators.items():
         path = paths[name] = save_calibrator(calibrator, folder / f"{name}.safetensors", facts)
-        _record(config, source, name, calibrator, path, facts, looked_at, test_ids or fit_ids, crossed=len(fold_calibrators))
+        _record(config, source, name, calibrator, path, facts, looked_at, offered, crossed=len(fold_calibrators))
     _tell(source, calibrators, looked_at, paths, crossed=len(fold_calibrators), fitted_on=len(fit_ids))
     return list(paths.values())
 
@@ -339,7 +340,7 @@ def _record(
         evaluation = {
             "split": source.fit_split if crossed else "test",
             "num_folds": crossed or None,
-            "cases": list(case_ids),
+            "cases": [case_ids[row["case_index"]] for row in after.cases],
             "settings": asdict(after.settings) | {"ignore_index": source.schema.ignore_index},
             "before": {"scores": before.scalars(), "intervals": before.intervals},
             "after": {"scores": after.scalars(), "intervals": after.intervals},

@@ -205,6 +205,20 @@ def test_run_fitted_on_its_test_cases_is_cross_fitted(run, calibrate, tmp_path):
     assert any("have not seen it" in line for line in calibrate.lines)
 
 
+def test_unreadable_test_case_is_left_out_where_that_is_wanted(run, calibrate, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.parents[2], copy)
+    place = copy / run.relative_to(run.parents[2])
+    broken, kept = sorted(json.loads((place / "splits.json").read_text())["test"])
+    image = copy / "images" / f"{broken}.nii.gz"
+    image.write_bytes(image.read_bytes()[:100])
+    assert calibrate(f"run={place}", f"root={copy}", f"output={tmp_path / 'out'}") == 1
+    assert broken in calibrate.log.read_text()
+    assert not (tmp_path / "out").exists()
+    assert calibrate(f"run={place}", f"root={copy}", f"output={tmp_path / 'out'}", "strict=false") == 0, calibrate.lines
+    assert json.loads((tmp_path / "out" / "temperature.json").read_text())["evaluation"]["cases"] == [kept]
+
+
 # A folder.
 
 
