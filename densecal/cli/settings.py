@@ -42,6 +42,8 @@ class TrainSettings:
     monitor: str | None = None
     monitor_mode: str = MISSING
     evaluate: str = MISSING
+    non_finite: str = MISSING
+    max_skipped: int = MISSING
     predictions: list[str] = field(default_factory=list)
     num_bins: int = MISSING
 

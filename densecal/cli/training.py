@@ -52,10 +52,12 @@ from densecal.tasks import (
     FirstCheckpoint,
     History,
     SegmentationTask,
+    NonFiniteLoss,
     StatelessRandomness,
     Teachers,
 )
 
+from densecal.tasks.non_finite import NON_FINITE
 __all__ = ["train"]
 
 _OURS = {
@@ -75,7 +77,7 @@ _MAY_CHANGE = (
     "trainer.",
     "inference.",
     *(f"data.{key}" for key in ("root", "test_root", "epochs", "num_workers", "cache", "download")),
-    *("evaluate", "predictions", "output_dir", "experiment_name", "resume"),
+    *("evaluate", "predictions", "output_dir", "experiment_name", "resume", "trust_config", "non_finite", "max_skipped"),
     "distillation.teachers",  # where they lie; the checkpoint knows them by their content
 )
 """Settings that a resumed run may have anew: what was trained so far does not depend on them."""
@@ -174,6 +176,8 @@ def _failing_in_one_line(folder: Path, trainer: L.Trainer) -> Iterator[None]:
             print(f"\nStopped. {go_on}", flush=True)
         raise SystemExit(exit_status(stop)) from None
     except OSError as error:
+    except NonFiniteLoss as error:
+        raise CommandError(f"{error} {go_on}, the rest as it was but for such settings.") from error
         raise CommandError(f"{error} {go_on}, when that is mended.") from error
     except RuntimeError as error:
         if (death := worker_death(error)) is None:
@@ -184,7 +188,7 @@ def _failing_in_one_line(folder: Path, trainer: L.Trainer) -> Iterator[None]:
 
 
 def _check(config: DictConfig) -> None:
-    for name, allowed in (("evaluate", ("best", "last")), ("monitor_mode", ("auto", "max", "min"))):
+    for name, allowed in (("evaluate", ("best", "last")), ("monitor_mode", ("auto", "max", "min")), ("non_finite", NON_FINITE)):
         if config[name] not in allowed:
             raise CommandError(f"{name}: expected one of {allowed}, but got {config[name]!r}.")
     for name, reason in _OURS.items():
@@ -242,6 +246,8 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, teac
         encoder_lr_ratio=config.encoder_lr_ratio,
         max_steps=_max_steps(config),
         num_bins=config.num_bins,
+        non_finite=config.non_finite,
+        max_skipped=config.max_skipped,
         foreground_radius=card.foreground_radius,
     )
     try:
