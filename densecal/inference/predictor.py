@@ -30,6 +30,10 @@ OUTPUTS = ("label", "probs", "soft_label", "confidence", "confidence_png", "over
 """What a prediction can be written as; the last two are for images."""
 
 
+_COPIES = 4
+"""What a prediction takes at most, in multiples of its probabilities: the sums of a view and of all views, and each once more while it is divided or resized."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a network says about one image file.
@@ -145,7 +149,8 @@ class Predictor:
             )
         if bad := int((~torch.isfinite(image)).sum()):
             raise ValueError(f"{names}: holds {bad} NaN or infinite {medium.element}(s). Replace them, with np.nan_to_num for example.")
-        probs = self.window(self.model, image.unsqueeze(0).to(self.device), activation=self.card.schema.activation)[0].cpu()
+        place = self.device if self._fits(image) else image.device
+        probs = self.window(self.model, image.unsqueeze(0).to(place), activation=self.card.schema.activation)[0].cpu()
         return Prediction(source.restore(probs), source, self.card)
 
 
@@ -158,6 +163,14 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: cannot use {name!r} ({str(error).splitlines()[0].rstrip('.')}). device=auto takes what is there.") from None
+    def _fits(self, image: Tensor) -> bool:
+        """Whether the probabilities of an image can be summed up on the device; else they are in main memory, and the windows alone go there."""
+        if self.device.type != "cuda":
+            return True
+        free, _ = torch.cuda.mem_get_info(self.device)
+        needed = _COPIES * 4 * self.card.schema.num_classes * image[0].numel() * max(max(self.window.scales), 1.0) ** self.card.spatial_dims
+        return needed < free / 2  # the other half is the network's
+
     return device
 
 
