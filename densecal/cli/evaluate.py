@@ -205,7 +205,7 @@ def _trained(config: DictConfig, path: str, device: Any) -> _Model:
     from densecal.data.layouts import subject_of
     from densecal.inference import Predictor, RunCases, cases_of_split
 
-    predictor = Predictor.from_run(path, config.checkpoint, device, config.inference)
+    predictor = Predictor.from_run(path, config.checkpoint, device, config.inference, trust_config=config.trust_config)
     card = predictor.card
     assert predictor.config is not None
     split = config.split

@@ -19,7 +19,7 @@ from densecal.data.medium import OpenedImage, medium_of
 from densecal.data.nnunet import description_of
 from densecal.files import write_atomically
 from densecal.inference.inferer import Inferer
-from densecal.instantiation import instantiate
+from densecal.instantiation import check_trusted, instantiate
 from densecal.models.pretrained import without_pretrained
 from densecal.ops.activation import most_probable
 from densecal.runs import find_checkpoint, read_checkpoint
@@ -84,7 +84,13 @@ class Predictor:
 
     @classmethod
     def from_run(
-        cls, run: Path | str, checkpoint: str = "best", device: torch.device | str = "cpu", inference: DictConfig | None = None
+        cls,
+        run: Path | str,
+        checkpoint: str = "best",
+        device: torch.device | str = "cpu",
+        inference: DictConfig | None = None,
+        *,
+        trust_config: bool = False,
     ) -> Predictor:
         """Load a run; its checkpoint holds the config that built it.
 
@@ -93,6 +99,8 @@ class Predictor:
             checkpoint: ``"best"`` or ``"last"``.
             device: Where to compute.
             inference: How whole images are predicted, as ``configs/inference/`` has it. By default as in training.
+            trust_config: Build whatever the checkpoint's config names, such as a network of your own; else only networks of packages that densecal knows, see
+                :func:`densecal.instantiation.check_trusted`.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
@@ -105,6 +113,8 @@ class Predictor:
                 f"{path}: holds no finished epoch, the network as it was before training. Go on with the run: tools/train.py resume=RUN."
             )
         config = OmegaConf.create(content["densecal"]["config"])
+        if not trust_config:
+            check_trusted({name: OmegaConf.to_container(config[name], resolve=True) for name in ("model", "inference")}, path)
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(card, DataCard)
         known: dict[str, Any] = {"in_channels": card.image_channels, "num_classes": card.schema.num_classes, "spatial_dims": card.spatial_dims}
@@ -153,6 +163,14 @@ class Predictor:
         probs = self.window(self.model, image.unsqueeze(0).to(place), activation=self.card.schema.activation)[0].cpu()
         return Prediction(source.restore(probs), source, self.card)
 
+    def _fits(self, image: Tensor) -> bool:
+        """Whether the probabilities of an image can be summed up on the device; else they are in main memory, and the windows alone go there."""
+        if self.device.type != "cuda":
+            return True
+        free, _ = torch.cuda.mem_get_info(self.device)
+        needed = _COPIES * 4 * self.card.schema.num_classes * image[0].numel() * max(max(self.window.scales), 1.0) ** self.card.spatial_dims
+        return needed < free / 2  # the other half is the network's
+
 
 def resolve_device(name: str) -> torch.device:
     """``"auto"``: the first CUDA device if there is one, else the CPU; anything else as torch spells it."""
@@ -163,14 +181,6 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: cannot use {name!r} ({str(error).splitlines()[0].rstrip('.')}). device=auto takes what is there.") from None
-    def _fits(self, image: Tensor) -> bool:
-        """Whether the probabilities of an image can be summed up on the device; else they are in main memory, and the windows alone go there."""
-        if self.device.type != "cuda":
-            return True
-        free, _ = torch.cuda.mem_get_info(self.device)
-        needed = _COPIES * 4 * self.card.schema.num_classes * image[0].numel() * max(max(self.window.scales), 1.0) ** self.card.spatial_dims
-        return needed < free / 2  # the other half is the network's
-
     return device
 
 

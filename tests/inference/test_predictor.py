@@ -109,7 +109,7 @@ def test_from_run_downloads_no_weights(run, tmp_path):
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     content["densecal"]["config"]["model"] |= {"_target_": f"{__name__}.pretrained_unet", "weights": "imagenet"}
     torch.save(content, tmp_path / "model.ckpt")
-    assert Predictor.from_run(tmp_path / "model.ckpt").config.model.weights == "imagenet"
+    assert Predictor.from_run(tmp_path / "model.ckpt", trust_config=True).config.model.weights == "imagenet"
 
 
 def test_prediction_is_a_distribution_with_its_label_and_confidence():
