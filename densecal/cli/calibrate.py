@@ -138,7 +138,7 @@ def _of_run(config: DictConfig, run: str) -> _Source:
         )
     splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
     path = find_checkpoint(folder, config.checkpoint or tested_checkpoint(folder))
-    predictor = Predictor.from_run(path, device=resolve_device(config.device), inference=config.inference)
+    predictor = Predictor.from_run(path, device=resolve_device(config.device), inference=config.inference, trust_config=config.trust_config)
     card = predictor.card if config.root is None else override_card(predictor.card, {"root": config.root})
     assert predictor.config is not None
     fit_split = config.split or "val"

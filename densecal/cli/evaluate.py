@@ -210,7 +210,7 @@ def _trained(config: DictConfig, path: str, device: Any, calibration: str | None
     from densecal.data.layouts import subject_of
     from densecal.inference import Predictor, RunCases, cases_of_split
 
-    predictor = Predictor.from_run(path, config.checkpoint, device, config.inference, calibration)
+    predictor = Predictor.from_run(path, config.checkpoint, device, config.inference, calibration, trust_config=config.trust_config)
     card = predictor.card
     assert predictor.config is not None
     split = config.split

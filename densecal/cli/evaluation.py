@@ -40,7 +40,7 @@ def evaluate_run(folder: Path, data: SegmentationData, config: DictConfig, *, ta
         print("Nothing to test on: the card leaves no cases for testing or validation.")
         return
     checkpoint = config.evaluate if data.splits["val"] else "last"
-    cases = RunCases(Predictor.from_run(folder, checkpoint, trainer.strategy.root_device), data.splits[split], data.card)
+    cases = RunCases(Predictor.from_run(folder, checkpoint, trainer.strategy.root_device, trust_config=True), data.splits[split], data.card)
     evaluation = SegmentationEvaluation(
         data.schema,
         num_bins=config.num_bins,

@@ -130,7 +130,14 @@ def _held_out(config: DictConfig) -> tuple[Any, Any, dict[str, Any], list[str]]:
     runs, unfinished = find_runs([Path(str(path)) for path in (given if isinstance(given, list) else [given])])
     if not runs:
         raise ValueError(f"runs: none of the {len(unfinished)} runs is finished. Go on with one by resume={unfinished[0]}.")
-    cases = OutOfFoldCases(runs, checkpoint=config.checkpoint, device=resolve_device(config.device), root=config.root, inference=config.inference)
+    cases = OutOfFoldCases(
+        runs,
+        checkpoint=config.checkpoint,
+        device=resolve_device(config.device),
+        root=config.root,
+        inference=config.inference,
+        trust_config=config.trust_config,
+    )
     card = cases.card
     notes = [*card.notes, *(f"Left out: the run {run} is not finished." for run in unfinished)]
     if cases.uncovered:

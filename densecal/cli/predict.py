@@ -47,7 +47,8 @@ def predict(config: DictConfig) -> None:
     try:
         if not source.exists():
             raise FileNotFoundError(f"input: no file or folder {source}.")
-        predictor = Predictor.from_run(config.run, config.checkpoint, resolve_device(config.device), config.inference, config.calibration)
+        device = resolve_device(config.device)
+        predictor = Predictor.from_run(config.run, config.checkpoint, device, config.inference, config.calibration, trust_config=config.trust_config)
         medium = medium_of(predictor.card)
         for name in config.outputs:
             if name not in medium.outputs:

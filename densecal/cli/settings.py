@@ -40,8 +40,11 @@ class TrainSettings:
     output_dir: str = MISSING
     experiment_name: str | None = None
     resume: str | None = None
+    trust_config: bool = MISSING
     monitor: str | None = None
     monitor_mode: str = MISSING
+    non_finite: str = MISSING
+    max_skipped: int = MISSING
     evaluate: str = MISSING
     predictions: list[str] = field(default_factory=list)
     num_bins: int = MISSING
@@ -59,6 +62,7 @@ class PredictSettings:
     output: str = MISSING
     outputs: list[str] = field(default_factory=list)
     device: str = MISSING
+    trust_config: bool = MISSING
 
 
 @dataclass
@@ -73,6 +77,7 @@ class SoftLabelSettings:
     root: str | None = None
     split: str = MISSING
     device: str = MISSING
+    trust_config: bool = MISSING
 
 
 @dataclass
@@ -84,6 +89,7 @@ class _ScoredSettings:
     root: str | None = None
     split: str | None = None
     device: str = MISSING
+    trust_config: bool = MISSING
     predictions: Any = None
     labels: str | None = None
     images: str | None = None

@@ -35,6 +35,7 @@ def soft_labels(config: DictConfig) -> None:
         CommandError: What the user can mend.
     """
     from densecal.data.soft_labels import SoftLabels, channels, soft_label_manifest
+    from densecal.files import remove_unfinished
     from densecal.inference import Predictor, cases_of_split, resolve_device, write_prediction
     from densecal.runs import file_hash, find_checkpoint
 
@@ -43,7 +44,7 @@ def soft_labels(config: DictConfig) -> None:
     folder = Path(config.output)
     try:
         path = find_checkpoint(Path(config.run), config.checkpoint)
-        predictor = Predictor.from_run(path, device=resolve_device(config.device), inference=config.inference)
+        predictor = Predictor.from_run(path, device=resolve_device(config.device), inference=config.inference, trust_config=config.trust_config)
         card = _card(config, predictor)
         split, cases = cases_of_split(card, config.split)
         known = {
@@ -53,6 +54,7 @@ def soft_labels(config: DictConfig) -> None:
             "prepared": {name: asdict(predictor.card)[name] for name in _HOW},
         }
         soft_label_manifest(folder, known)
+        remove_unfinished(folder)
         written = SoftLabels(folder, card)
         left = [case for case in cases if written.path(case.id) is None]
         for case in tqdm(left, desc="Writing soft labels", unit="case", disable=not sys.stderr.isatty(), leave=False):

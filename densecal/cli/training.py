@@ -36,6 +36,7 @@ from densecal.data import DataCard, DataProblems, SegmentationData
 from densecal.data.medium import medium_of
 from densecal.files import remove_unfinished, write_atomically
 from densecal.inference import Inferer
+from densecal.instantiation import check_trusted
 from densecal.losses import CompoundLoss
 from densecal.metrics import SegmentationEvaluation
 from densecal.models.pretrained import without_pretrained
@@ -51,10 +52,12 @@ from densecal.tasks import (
     EpochLines,
     FirstCheckpoint,
     History,
+    NonFiniteLoss,
     SegmentationTask,
     StatelessRandomness,
     Teachers,
 )
+from densecal.tasks.non_finite import NON_FINITE
 
 __all__ = ["train"]
 
@@ -75,7 +78,7 @@ _MAY_CHANGE = (
     "trainer.",
     "inference.",
     *(f"data.{key}" for key in ("root", "test_root", "epochs", "num_workers", "cache", "download")),
-    *("evaluate", "predictions", "output_dir", "experiment_name", "resume"),
+    *("evaluate", "predictions", "output_dir", "experiment_name", "resume", "trust_config", "non_finite", "max_skipped"),
     "distillation.teachers",  # where they lie; the checkpoint knows them by their content
 )
 """Settings that a resumed run may have anew: what was trained so far does not depend on them."""
@@ -173,6 +176,8 @@ def _failing_in_one_line(folder: Path, trainer: L.Trainer) -> Iterator[None]:
         if trainer.is_global_zero:
             print(f"\nStopped. {go_on}", flush=True)
         raise SystemExit(exit_status(stop)) from None
+    except NonFiniteLoss as error:
+        raise CommandError(f"{error} {go_on}, the rest as it was but for such settings.") from error
     except OSError as error:
         raise CommandError(f"{error} {go_on}, when that is mended.") from error
     except RuntimeError as error:
@@ -184,7 +189,7 @@ def _failing_in_one_line(folder: Path, trainer: L.Trainer) -> Iterator[None]:
 
 
 def _check(config: DictConfig) -> None:
-    for name, allowed in (("evaluate", ("best", "last")), ("monitor_mode", ("auto", "max", "min"))):
+    for name, allowed in (("evaluate", ("best", "last")), ("monitor_mode", ("auto", "max", "min")), ("non_finite", NON_FINITE)):
         if config[name] not in allowed:
             raise CommandError(f"{name}: expected one of {allowed}, but got {config[name]!r}.")
     for name, reason in _OURS.items():
@@ -214,7 +219,7 @@ def _build_teachers(config: DictConfig, card: DataCard) -> Teachers | None:
         return None
     config.distillation.teachers = [str(Path(teacher).resolve()) for teacher in config.distillation.teachers]
     try:
-        teachers: Teachers = build(config.distillation, "distillation")(card=card)
+        teachers: Teachers = build(config.distillation, "distillation", trust_config=config.trust_config)(card=card)
     except (ValueError, OSError) as error:
         raise CommandError(f"distillation: {error}") from None
     return teachers
@@ -241,6 +246,8 @@ def _build_task(config: DictConfig, card: DataCard, data: SegmentationData, teac
         scheduler=build(config.scheduler, "scheduler") if config.scheduler else None,
         encoder_lr_ratio=config.encoder_lr_ratio,
         max_steps=_max_steps(config),
+        non_finite=config.non_finite,
+        max_skipped=config.max_skipped,
         num_bins=config.num_bins,
         foreground_radius=card.foreground_radius,
     )
@@ -432,7 +439,9 @@ def _resume(config: DictConfig, choices: Mapping[str, str], values: list[str]) -
     checkpoint = find_checkpoint(folder, "last")
     read_checkpoint(checkpoint)
     saved = _saved_config(folder)
-    for key in values:
+    if not config.trust_config:
+        check_trusted(saved, folder / "config.yaml")
+    for key in ("trust_config", *values):
         OmegaConf.update(saved, key, OmegaConf.select(config, key), force_add=True)
     return _Run(saved, folder, checkpoint)
 

@@ -61,6 +61,9 @@ class Inferer(ABC):
     Of the views the *probabilities* are averaged, on the grid of the image. Averaged logits are not the logits of an average: a view that is sure of itself
     outvotes the others, and the result is over-confident where they disagree. The mean of the views' distributions is the distribution of the mixture.
 
+    What goes through the network is taken to where its weights are; everything else, the sums over windows and views too, stays where the image is. So an image in main
+    memory takes no more of a GPU than a batch of its windows.
+
     A subclass says in :meth:`predict_view` how one view goes through the network: window by window (:class:`SlidingWindow`) or in one piece
     (:class:`WholeImage`).
 
@@ -127,8 +130,12 @@ class Inferer(ABC):
         if image.ndim != self.spatial_dims + 2:
             raise ValueError(f"Expected `image` of shape (N, C, *spatial) with {self.spatial_dims} spatial dims, but got {tuple(image.shape)}.")
 
+        weights = next(itertools.chain(model.parameters(), model.buffers()), None) if isinstance(model, nn.Module) else None  # any function will do
+        device = image.device if weights is None else weights.device
+
         def predict(piece: Tensor) -> tuple[Tensor, ...]:
-            return outputs(full_resolution(model(piece.to(image.dtype)), self.spatial_dims).float())
+            maps = outputs(full_resolution(model(piece.to(device, image.dtype)), self.spatial_dims).float())
+            return tuple(result.to(image.device) for result in maps)
 
         # In single precision whatever the network computes in; one sum per map, never all views at once.
         whole = plain(image).float()
@@ -138,7 +145,7 @@ class Inferer(ABC):
             maps = [_resized(result.flip(axes), whole.shape[2:]) for result in self.predict_view(predict, view)]
             sums = [total + result for total, result in zip(sums, maps, strict=True)] if sums else maps
         count = len(self.scales) * 2 ** len(self.flip_axes)
-        return [total / count for total in sums]
+        return [total / count for total in sums] if count > 1 else sums
 
     def _views(self) -> Iterator[tuple[float, tuple[int, ...]]]:
         """Scale and flipped axes of each view, axes counted as in ``(N, C, *spatial)``."""
@@ -150,4 +157,6 @@ class Inferer(ABC):
 
 def _without_rounding(probs: Tensor, activation: Activation) -> Tensor:
     """A weighted mean of distributions sums to 1 up to rounding, which the Gaussian's small weights can make visible."""
-    return probs / probs.sum(dim=1, keepdim=True) if activation == "softmax" else probs.clamp(0, 1)
+    if probs.requires_grad:
+        return probs / probs.sum(dim=1, keepdim=True) if activation == "softmax" else probs.clamp(0, 1)
+    return probs.div_(probs.sum(dim=1, keepdim=True)) if activation == "softmax" else probs.clamp_(0, 1)  # the largest thing there is: no copy of it

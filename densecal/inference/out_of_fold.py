@@ -32,6 +32,7 @@ class OutOfFoldCases:
         device: Where to compute.
         root: Where the data set lies. By default where it lay in training.
         inference: How whole images are predicted, as ``configs/inference/`` has it. By default as in training.
+        trust_config: As for :meth:`Predictor.from_run`.
 
     Attributes:
         card: The data set.
@@ -51,8 +52,9 @@ class OutOfFoldCases:
         device: torch.device | str = "cpu",
         root: str | None = None,
         inference: DictConfig | None = None,
+        trust_config: bool = False,
     ) -> None:
-        predictors = [Predictor.from_run(run, checkpoint or tested_checkpoint(run), device, inference) for run in runs]
+        predictors = [Predictor.from_run(run, checkpoint or tested_checkpoint(run), device, inference, trust_config=trust_config) for run in runs]
         self.card = _one_card(runs, [predictor.card for predictor in predictors], root)
         self.runs = list(runs)
         self.all_cases: list[Case] = find_cases(resolve_root(self.card), self.card)

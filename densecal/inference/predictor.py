@@ -20,7 +20,7 @@ from densecal.data.nnunet import description_of
 from densecal.files import write_atomically
 from densecal.inference.calibration import Calibration, find_calibration
 from densecal.inference.inferer import Inferer
-from densecal.instantiation import instantiate
+from densecal.instantiation import check_trusted, instantiate
 from densecal.models.pretrained import without_pretrained
 from densecal.ops.activation import most_probable
 from densecal.runs import find_checkpoint, read_checkpoint
@@ -29,6 +29,10 @@ __all__ = ["OUTPUTS", "Prediction", "Predictor", "resolve_device", "write_descri
 
 OUTPUTS = ("label", "probs", "soft_label", "confidence", "confidence_png", "overlay")
 """What a prediction can be written as; the last two are for images."""
+
+
+_COPIES = 4
+"""What a prediction takes at most, in multiples of its probabilities: the sums of a view and of all views, and each once more while it is divided or resized."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Predictor:
         device: torch.device | str = "cpu",
         inference: DictConfig | None = None,
         calibration: str | None = None,
+        *,
+        trust_config: bool = False,
     ) -> Predictor:
         """Load a run; its checkpoint holds the config that built it.
 
@@ -99,6 +105,8 @@ class Predictor:
             inference: How whole images are predicted, as ``configs/inference/`` has it. By default as in training.
             calibration: Name of a calibrator that ``densecal-calibrate`` left in the run, ``"temperature"`` for example, or its file. By default the
                 probabilities are as the network gives them.
+            trust_config: Build whatever the checkpoint's config names, such as a network of your own; else only networks of packages that densecal knows, see
+                :func:`densecal.instantiation.check_trusted`.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint or calibrator.
@@ -112,6 +120,8 @@ class Predictor:
                 f"{path}: holds no finished epoch, the network as it was before training. Go on with the run: tools/train.py resume=RUN."
             )
         config = OmegaConf.create(content["densecal"]["config"])
+        if not trust_config:
+            check_trusted({name: OmegaConf.to_container(config[name], resolve=True) for name in ("model", "inference")}, path)
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataCard), config.data))
         assert isinstance(card, DataCard)
         known: dict[str, Any] = {"in_channels": card.image_channels, "num_classes": card.schema.num_classes, "spatial_dims": card.spatial_dims}
@@ -159,11 +169,20 @@ class Predictor:
             )
         if bad := int((~torch.isfinite(image)).sum()):
             raise ValueError(f"{names}: holds {bad} NaN or infinite {medium.element}(s). Replace them, with np.nan_to_num for example.")
-        probs = self.window(self.model, image.unsqueeze(0).to(self.device), activation=self.card.schema.activation)[0].cpu()
+        place = self.device if self._fits(image) else image.device
+        probs = self.window(self.model, image.unsqueeze(0).to(place), activation=self.card.schema.activation)[0].cpu()
         probs = source.restore(probs)
         if self.calibration is not None:
-            probs = self.calibration.calibrator(probs.unsqueeze(0).to(self.device), from_probs=True)[0].cpu()
+            probs = self.calibration.calibrator.to(place)(probs.unsqueeze(0).to(place), from_probs=True)[0].cpu()
         return Prediction(probs, source, self.card)
+
+    def _fits(self, image: Tensor) -> bool:
+        """Whether the probabilities of an image can be summed up on the device; else they are in main memory, and the windows alone go there."""
+        if self.device.type != "cuda":
+            return True
+        free, _ = torch.cuda.mem_get_info(self.device)
+        needed = _COPIES * 4 * self.card.schema.num_classes * image[0].numel() * max(max(self.window.scales), 1.0) ** self.card.spatial_dims
+        return needed < free / 2  # the other half is the network's
 
 
 def resolve_device(name: str) -> torch.device:

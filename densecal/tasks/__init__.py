@@ -3,6 +3,7 @@
 from densecal.tasks.callbacks import CompactProgressBar, ConfigInCheckpoint, EpochLines, FirstCheckpoint, History, StatelessRandomness
 from densecal.tasks.checkpoints import AtomicCheckpointIO
 from densecal.tasks.distillation import DistillationTask
+from densecal.tasks.non_finite import NonFiniteLoss
 from densecal.tasks.segmentation import SegmentationTask
 from densecal.tasks.teachers import CachedTeachers, OnlineTeachers, Teachers
 
@@ -15,6 +16,7 @@ __all__ = [
     "EpochLines",
     "FirstCheckpoint",
     "History",
+    "NonFiniteLoss",
     "OnlineTeachers",
     "SegmentationTask",
     "StatelessRandomness",

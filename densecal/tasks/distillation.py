@@ -47,6 +47,7 @@ class DistillationTask(SegmentationTask):
         return super()._context({**batch, "teacher_logits": said})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["teachers"] = list(self.teachers.fingerprints)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -55,6 +56,7 @@ class DistillationTask(SegmentationTask):
         Raises:
             ValueError: If they are others, or in another order.
         """
+        super().on_load_checkpoint(checkpoint)
         if checkpoint.get("teachers") != list(self.teachers.fingerprints):
             raise ValueError(
                 "Expected the teachers that the run began with, but their files have changed since. Bring them back (distillation.teachers= may name another place), "

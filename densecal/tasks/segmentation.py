@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from densecal.checks import check_positive
+from densecal.checks import check_choice, check_positive
 from densecal.inference import Inferer, full_resolution
 from densecal.labels import LabelSchema
 from densecal.losses import CompoundLoss, DeepSupervisionLoss
 from densecal.metrics import Evaluation, SegmentationEvaluation
 from densecal.targets import Target
+from densecal.tasks.non_finite import NON_FINITE, NonFinite, NonFiniteLoss, describe_fault, finite_everywhere, weights_are_finite
 
 __all__ = ["SegmentationTask"]
 
@@ -59,12 +60,17 @@ class SegmentationTask(L.LightningModule):
         max_steps: Optimizer steps after which training ends, be it within an epoch, which is then validated like any other; ``None``: as many epochs as the trainer
             has. A trainer of ``max_epochs=-1`` is given the number of epochs that this takes. (Lightning's own ``max_steps`` skips that last validation, and a run
             that was resumed ends with fewer steps.)
+        non_finite: What becomes of a batch whose loss is NaN or infinite: ``"stop"`` raises, naming its cases; ``"skip"`` leaves it out, with a line that names them: no
+            step is taken, and neither what the loss keeps nor the network's running statistics see it. Of several ranks all do the same. Gradients that a scaler of
+            16-bit training finds infinite are its own affair.
+        max_skipped: Skipped batches in a row after which training stops all the same, > 0.
         num_bins: Bins of the calibration errors.
         foreground_radius: How far the near-structure region reaches, in voxels.
 
     Raises:
         ValueError: If a loss of densecal's has another activation than the schema, or returns one value per pixel; if ``encoder_lr_ratio`` is not above 0, or not 1 for
-            a network without ``encoder``; if ``max_steps`` is not above 0.
+            a network without ``encoder``; if ``max_steps`` is not above 0, or ``non_finite`` unknown.
+        NonFiniteLoss: In training, see ``non_finite``.
 
     Reference:
         Each loss names its own.
@@ -81,12 +87,16 @@ class SegmentationTask(L.LightningModule):
         scheduler: Callable[..., LRScheduler] | None = None,
         encoder_lr_ratio: float = 1.0,
         max_steps: int | None = None,
+        non_finite: NonFinite = "stop",
+        max_skipped: int = 10,
         num_bins: int = 15,
         foreground_radius: int = 3,
     ) -> None:
         super().__init__()
         _check_activation(loss, schema)
         check_positive("encoder_lr_ratio", encoder_lr_ratio)
+        check_choice("non_finite", non_finite, NON_FINITE)
+        check_positive("max_skipped", max_skipped)
         if max_steps is not None:
             check_positive("max_steps", max_steps)
         if encoder_lr_ratio != 1 and not isinstance(getattr(model, "encoder", None), nn.Module):
@@ -102,6 +112,10 @@ class SegmentationTask(L.LightningModule):
         self.make_scheduler = scheduler
         self.encoder_lr_ratio = encoder_lr_ratio
         self.max_steps = max_steps
+        self.non_finite = non_finite
+        self.max_skipped = max_skipped
+        self._skipped = 0  # in a row
+        self._learned = False  # from a batch since the last step
         self.val_evaluation = SegmentationEvaluation(schema, num_bins=num_bins, foreground_radius=foreground_radius)
         self.spatial_dims = window.spatial_dims
 
@@ -134,12 +148,54 @@ class SegmentationTask(L.LightningModule):
         return {name: batch[name] for name in getattr(self.loss, "needs", ()) if name in batch}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        total, parts = self.losses(self.model(batch["image"]), batch)
+        skipping = self.non_finite == "skip"
+        statistics = [buffer.clone() for buffer in self.model.buffers()] if skipping else []
+        outputs = self.model(batch["image"])
+        outputs_of_all = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        if skipping and not finite_everywhere(*outputs_of_all):  # before the loss sees them and keeps something
+            return self._skip(outputs_of_all, batch, {}, statistics)
+        total, parts = self.losses(outputs, batch)
+        if not finite_everywhere(total):
+            return self._skip(outputs_of_all, batch, parts, statistics)
+        self._skipped, self._learned = 0, True
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(batch["image"]), "sync_dist": True}
         self.log("train/loss", total, prog_bar=True, **options)
         if len(parts) > 1:
             self.log_dict({f"train/loss_{name}": value.detach() for name, value in parts.items()}, **options)
         return total
+
+    def _skip(self, outputs: list[Tensor], batch: dict[str, Any], parts: Mapping[str, Tensor], statistics: list[Tensor]) -> Tensor:
+        """A loss without a gradient for a batch that is left out, after a line about it.
+
+        Raises:
+            NonFiniteLoss: If it is not to be left out.
+        """
+        finite = weights_are_finite([self.model, self.loss])
+        fault = describe_fault(outputs, batch, parts, weights_finite=finite)
+        if self.non_finite == "stop":
+            raise NonFiniteLoss(fault + (" non_finite=skip leaves such batches out." if finite else ""))
+        self._skipped += 1
+        if not finite:
+            raise NonFiniteLoss(fault)
+        if self._skipped > self.max_skipped:
+            raise NonFiniteLoss(f"{fault} So were the {self.max_skipped} batches before it, which were skipped.")
+        if self.trainer.is_global_zero:
+            print(f"skipped a batch of epoch {self.current_epoch + 1}: {fault}", flush=True)
+        with torch.no_grad():
+            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+                buffer.copy_(before)
+        return torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum() * 0.0
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if not self._learned:  # without gradients an optimizer leaves everything as it is; with zeros momentum and decay would go on
+            optimizer.zero_grad(set_to_none=True)
+        self._learned = False
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped"] = self._skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._skipped = checkpoint.get("skipped", 0)
 
     def on_train_start(self) -> None:
         if self.max_steps is not None and self.trainer.max_epochs == -1:

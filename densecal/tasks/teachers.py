@@ -59,6 +59,7 @@ class OnlineTeachers:
         teachers: Run directories or checkpoint files, of any architecture.
         checkpoint: Which one of a run directory, ``"best"`` or ``"last"``.
         card: The student's data set. The teachers know the same classes or regions, take as many channels and were trained on images prepared alike.
+        trust_config: As for :meth:`densecal.inference.Predictor.from_run`.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -70,12 +71,12 @@ class OnlineTeachers:
         torch.Size([1, 4, 3, 48, 64, 48])
     """
 
-    def __init__(self, teachers: Sequence[str], *, checkpoint: str = "best", card: DataCard) -> None:
+    def __init__(self, teachers: Sequence[str], *, checkpoint: str = "best", card: DataCard, trust_config: bool = False) -> None:
         check_choice("checkpoint", checkpoint, ("best", "last"))
         if not teachers:
             raise ValueError("Expected at least one teacher, but got none. Give trained runs: distillation.teachers=[runs/EXPERIMENT/TIME].")
         paths = [find_checkpoint(Path(teacher), checkpoint) for teacher in teachers]
-        self.predictors = [Predictor.from_run(path) for path in paths]
+        self.predictors = [Predictor.from_run(path, trust_config=trust_config) for path in paths]
         for path, predictor in zip(paths, self.predictors, strict=True):
             predictor.model.requires_grad_(False)
             _check_fits(path, predictor, card)

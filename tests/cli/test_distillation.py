@@ -132,7 +132,7 @@ def test_stopped_writing_goes_on(teacher, soft_labels, tmp_path):
     kept, lost = sorted(folder.glob("*.nii.gz"))
     whole, begun = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
-    (folder / f".partial-{lost.name}").write_bytes(whole[:50])
+    (folder / f".{lost.name}.1.unfinished").write_bytes(whole[:50])
     assert "2 cases, train, 1 of them there already" in run("soft_labels", tmp_path, f"run={teacher}", f"output={folder}")
     np.testing.assert_array_equal(nib.load(lost).get_fdata(), nib.load(soft_labels / lost.name).get_fdata())
     assert kept.stat().st_mtime_ns == begun

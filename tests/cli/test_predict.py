@@ -35,7 +35,7 @@ def scans(tmp_path) -> Path:
     for n, name in enumerate(("a.nii.gz", "b.c.nii.gz", "d.nii")):
         save(folder / name, blob((9 + n, 8, 10), seed=n)[0])
     (folder / "notes.txt").write_text("scanned on a Monday")
-    (folder / ".partial-a.nii.gz").write_bytes(b"half")
+    (folder / ".a.nii.gz.1.unfinished").write_bytes(b"half")
     (folder / "more").mkdir()
     return folder
 

@@ -109,7 +109,7 @@ def test_from_run_downloads_no_weights(run, tmp_path):
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     content["densecal"]["config"]["model"] |= {"_target_": f"{__name__}.pretrained_unet", "weights": "imagenet"}
     torch.save(content, tmp_path / "model.ckpt")
-    assert Predictor.from_run(tmp_path / "model.ckpt").config.model.weights == "imagenet"
+    assert Predictor.from_run(tmp_path / "model.ckpt", trust_config=True).config.model.weights == "imagenet"
 
 
 def test_prediction_is_a_distribution_with_its_label_and_confidence():
@@ -413,3 +413,11 @@ def test_soft_label_is_good_to_half_a_step_of_sixteen_bits(spatial, tmp_path):
         assert nib.load(path).get_data_dtype() == np.uint16
     error = np.abs(stored - probs.numpy()).max()
     assert 0 < error <= 1 / 131070 + 2e-7
+
+
+@pytest.mark.parametrize(("more", "fits"), [(0, False), (2, True)], ids=["too-large", "fits"])
+def test_probabilities_that_fill_the_device_stay_in_main_memory(more, fits, predictor, monkeypatch):
+    """Four copies of 11 x 11 x 11 voxels of 3 classes of 4 bytes, in half of what is free: the other half is the network's."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 4 * 11**3 * 3 * 4 + more, 0))
+    monkeypatch.setattr(predictor, "device", torch.device("cuda"))
+    assert predictor._fits(torch.zeros(1, 11, 11, 11)) == fits

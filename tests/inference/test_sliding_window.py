@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from monai.data import MetaTensor
 from torch import Tensor, nn
 from volumes import blob
@@ -287,3 +291,45 @@ def test_logits_of_a_volume_are_averaged_beside_the_probabilities(blending):
     if blending == "constant":
         torch.testing.assert_close(logits[..., 4:8, :, :], (first[..., 4:, :, :] + second[..., :4, :, :]) / 2, atol=1e-5, rtol=0)
     assert (logits.softmax(1) - probs).abs().max() > 0.01  # the windows disagree
+
+
+class Elsewhere(torch.nn.Module):
+    """Weights on another device; keeps the shapes that it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+        self.shapes = []
+
+    def forward(self, image):
+        assert image.device.type == "meta"
+        self.shapes.append(tuple(image.shape))
+        return torch.zeros(image.shape[0], 3, *image.shape[2:])
+
+
+def test_windows_alone_go_where_the_weights_are():
+    model, window = Elsewhere(), SlidingWindow((8, 8), batch_size=2, flip_axes=(0,))
+    probs = window(model, torch.zeros(1, 1, 50, 60))
+    assert probs.device.type == "cpu"
+    assert probs.shape == (1, 3, 50, 60)
+    assert set(model.shapes) == {(2, 1, 8, 8)}
+
+
+_PEAK = """
+import resource, torch
+from densecal.inference import SlidingWindow
+torch.set_num_threads(1)
+window, model = SlidingWindow((64, 64), batch_size=2, overlap=0.25), torch.nn.Conv2d(1, 16, 1)
+peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with torch.inference_mode():
+    window(model, torch.zeros(1, 1, 128, 128))
+    before = peak()
+    probs = window(model, torch.zeros(1, 1, 1536, 1536))
+print((peak() - before) / (4 * probs.numel()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts kilobytes of ru_maxrss")
+def test_large_image_takes_little_more_than_two_copies_of_its_probabilities():
+    result = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert 1 <= float(result.stdout) < 2.5  # their sum, and the sum divided by the weights

@@ -102,6 +102,18 @@ def test_certain_and_wrong_is_finite(name, dtype):
 
 
 @each_preset
+def test_logits_at_the_end_of_half_precision_are_finite(name):
+    """The largest that 16 bits hold, as a network under autocast gives them before it overflows."""
+    case = make_case((5, 7))
+    logits = (case.logits.sign() * 65504).half().requires_grad_()
+    value = evaluate(make_loss(name), logits, case.label_map)
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@each_preset
 def test_autocast_changes_nothing(name):
     case = make_case((5, 7), dtype=torch.float32)
     loss = make_loss(name)
