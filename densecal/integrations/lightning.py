@@ -17,7 +17,7 @@ import lightning as L
 from torch import Tensor
 from torchmetrics import Metric
 
-from densecal.integrations.named_values import named_numbers
+from densecal.integrations.named_values import check_takes_probs, named_numbers
 from densecal.ops.activation import Activation, probabilities
 
 __all__ = ["CalibrationCallback"]
@@ -41,6 +41,7 @@ class CalibrationCallback(L.Callback):
 
     Raises:
         TypeError: If one of ``metrics`` is not a ``torchmetrics.Metric``.
+        ValueError: If ``from_logits`` and one of them takes logits itself.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class CalibrationCallback(L.Callback):
         for name, metric in metrics.items():
             if not isinstance(metric, Metric):
                 raise TypeError(f"Expected metrics[{name!r}] to be a torchmetrics.Metric, but got {type(metric).__name__}.")
+            if from_logits:
+                check_takes_probs(f"metrics[{name!r}]", metric)
         self.metrics = dict(metrics)
         self.output_transform = output_transform
         self.from_logits, self.prefix, self.test_prefix = from_logits, prefix, test_prefix

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from densecal.checks import check_choice, check_non_negative
-from densecal.integrations.named_values import named_values
+from densecal.integrations.named_values import check_takes_probs, named_values
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.losses.compound import CompoundLoss
 from densecal.ops.activation import probabilities
@@ -299,6 +299,7 @@ class MetricHandler:
 
     Raises:
         TypeError: If ``metric`` is not a ``torchmetrics.Metric``.
+        ValueError: If ``from_logits`` and the metric takes logits itself.
 
     Example:
         >>> from ignite.engine import Engine
@@ -321,6 +322,8 @@ class MetricHandler:
     ) -> None:
         if not isinstance(metric, Metric):
             raise TypeError(f"Expected `metric` to be a torchmetrics.Metric, as those of densecal.metrics, but got {type(metric).__name__}.")
+        if from_logits:
+            check_takes_probs("`metric`", metric)
         self.metric, self.name, self.from_logits, self.save_details = metric, name, from_logits, save_details
         self.output_transform = _pred_and_label if output_transform is None else output_transform
         self.before_postprocessing = before_postprocessing

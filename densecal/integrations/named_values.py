@@ -1,4 +1,4 @@
-"""What a metric computes, as numbers with names."""
+"""What is common to those who feed metrics: what a metric takes, and what it computes, as numbers with names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from densecal.metrics.evaluation import Evaluation
 
-__all__ = ["named_numbers", "named_values"]
+__all__ = ["check_takes_probs", "named_numbers", "named_values"]
+
+
+def check_takes_probs(name: str, metric: Metric) -> None:
+    """Refuse a metric that takes logits where logits become probabilities before they reach it.
+
+    Args:
+        name: What the metric is called in the error text.
+        metric: The metric.
+
+    Raises:
+        ValueError: If it takes logits.
+    """
+    if getattr(metric, "from_logits", False):
+        raise ValueError(
+            f"Expected {name} to take probabilities, which from_logits=True here makes of logits, but it has from_logits=True itself: "
+            "softmax would be applied twice. Leave from_logits=True to one of them."
+        )
 
 
 def named_values(name: str, value: Any) -> dict[str, Tensor]:

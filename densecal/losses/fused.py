@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,14 +10,12 @@ import torch
 from torch import Tensor
 
 from densecal.ops import slab_losses
-from densecal.ops.backend import Backend, NotCovered, why_not_triton
+from densecal.ops.backend import Backend, NotCovered, say_once, why_not_triton
 from densecal.ops.label_losses import Part
 from densecal.targets.base import SoftTarget
 from densecal.terms.base import Fused, Term
 
 __all__ = ["fused_values"]
-
-_logger = logging.getLogger("densecal")
 
 _NOT_NUMERICS = ("__init__", "extra_repr", "fused")
 
@@ -132,9 +129,4 @@ def _check_inherited(term: type[Term]) -> None:
 def _leave_to_torch(reason: str, *, insist: bool) -> None:
     if insist:
         raise ValueError(f"Expected a loss that Triton kernels compute, for backend='triton', but {reason}. Use backend='auto' or 'torch'.")
-    _say_once(reason)
-
-
-@functools.lru_cache(maxsize=256)
-def _say_once(reason: str) -> None:
-    _logger.info("Computed by PyTorch, not by a fused kernel: %s.", reason)
+    say_once(reason)

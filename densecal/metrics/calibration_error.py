@@ -161,8 +161,8 @@ class CalibrationError(Metric):
         background: Class to leave out of the classwise mean, by default none.
         average: ``"macro"`` or, classwise, ``"none"``.
         activation: ``"softmax"`` or ``"sigmoid"``.
-        from_logits: Predictions are logits; for exclusive classes and label maps no softmax of them is made. Callbacks that make probabilities of logits are
-            to be told by their own option.
+        from_logits: Predictions are logits; for exclusive classes and label maps no softmax of them is made. A callback that makes probabilities of logits
+            is not to do so then.
         ignore_index: Label of pixels to leave out.
         backend: ``"auto"``, ``"torch"`` or ``"triton"``: who fills the bins.
         validate_args: Look at the values too; that waits for a GPU.

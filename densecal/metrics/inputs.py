@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +10,12 @@ from torch import Tensor
 
 from densecal.checks import may_look, plain
 from densecal.ops.activation import Activation
-from densecal.ops.backend import Backend, NotCovered, why_not_triton
+from densecal.ops.backend import Backend, NotCovered, say_once, why_not_triton
 from densecal.ops.binning import Bins
 from densecal.ops.calibration_bins import CalibrationKind, calibration_bins, is_top_label
 from densecal.targets.one_hot import LabelMap, align_label, one_hot_target
 
 __all__ = ["NLL_FLOOR", "Pixels", "read_label_bins", "read_pixels"]
-
-_logger = logging.getLogger("densecal")
 
 NLL_FLOOR = 1e-12
 """Probabilities below this count as this much in a logarithm, so that one certain mistake does not make a mean infinite: it costs 27.6 nats."""
@@ -231,13 +227,8 @@ def _bins(backend: Backend, values: Tensor, labels: Tensor, **options: Any) -> t
                 reason = str(uncovered)
         if backend == "triton":
             raise ValueError(f"Expected bins that a Triton kernel computes, for backend='triton', but {reason}. Use backend='auto' or 'torch'.")
-        _say_once(reason)
+        say_once(reason)
     return calibration_bins(values, labels, **options), False
-
-
-@functools.lru_cache(maxsize=256)
-def _say_once(reason: str) -> None:
-    _logger.info("Binned by PyTorch, not by a fused kernel: %s.", reason)
 
 
 def _check_batch(probs: Tensor, label: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Literal, TypeAlias
 
 import torch
 
-__all__ = ["BACKENDS", "Backend", "NotCovered", "why_not_triton"]
+__all__ = ["BACKENDS", "Backend", "NotCovered", "say_once", "why_not_triton"]
+
+_logger = logging.getLogger("densecal")
 
 Backend: TypeAlias = Literal["auto", "torch", "triton"]
 BACKENDS = ("auto", "torch", "triton")
@@ -44,3 +47,9 @@ def why_not_triton(device: torch.device) -> str | None:
     if device.type == "cpu" and not INTERPRETED:
         return "tensors are on 'cpu', where Triton kernels run only under its interpreter, for tests (TRITON_INTERPRET=1 from the start)"
     return None
+
+
+@functools.lru_cache(maxsize=256)
+def say_once(reason: str) -> None:
+    """Tell the log why no fused kernel was taken, each reason once."""
+    _logger.info("Computed by PyTorch, not by a fused kernel: %s.", reason)

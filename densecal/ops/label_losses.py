@@ -50,6 +50,11 @@ class LabelShares:
     smoothing: float | Tensor = 0.0
     boundary: tuple[int, ...] | None = None
 
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether it is all of a pixel's share on its label; a tensor is not looked at."""
+        return self.kernel is None and not isinstance(self.smoothing, Tensor) and self.smoothing == 0
+
     def __call__(self, classes: Tensor, valid: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
         """``(N, C, *spatial)`` from classes ``(N, *spatial)``, int64, 0 where not valid."""
         mask = valid.unsqueeze(1)

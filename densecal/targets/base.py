@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from densecal.checks import check_choice, may_look
+from densecal.checks import check_choice
 from densecal.labels import DEFAULT_IGNORE_INDEX
+from densecal.ops import slab_losses
 from densecal.ops.activation import Activation
-from densecal.ops.backend import NotCovered
+from densecal.ops.backend import NotCovered, say_once, why_not_triton
 from densecal.ops.label_losses import LabelShares
 from densecal.ops.neighbourhood import Border, Kernel, normalized_convolution
-from densecal.ops.slab_losses import label_shares
 
 if TYPE_CHECKING:
     from densecal.targets.one_hot import LabelMap
@@ -67,6 +67,8 @@ class Uniform(Recipe):
             and (self.smoothing.ndim != spatial_dims + 2 or any(n > 1 for n in self.smoothing.shape[1:]))
         ):
             raise NotCovered("a smoothing that varies within an image is in no kernel")
+        if isinstance(self.smoothing, Tensor) and self.smoothing.requires_grad:
+            raise NotCovered("the gradient of a smoothing is in no kernel")
         return LabelShares(smoothing=self.smoothing)
 
 
@@ -183,16 +185,30 @@ class SoftTarget:
         return self._probs
 
     def _shares_of_labels(self) -> Tensor | None:
-        """The distribution where a CPU makes it from a label map, without one-hot labels; None elsewhere."""
-        if self.labels is None or not may_look(self.labels.given):
+        """The distribution where it is made of a label map with nothing else of its size; None elsewhere."""
+        if self.labels is None or torch.compiler.is_compiling():
             return None
+        labels = self.labels.given
         try:
             shares = self.shares
-        except NotCovered:
+            if shares.is_one_hot:
+                return None  # the one-hot labels do
+            return _maker(labels.device)(labels, self.num_classes, shares, ignore_index=self.labels.ignore_index, dtype=self.dtype)
+        except NotCovered as uncovered:
+            if labels.is_cuda:
+                say_once(str(uncovered))
             return None
-        if shares.kernel is None and shares.boundary is None:
-            return None  # the one-hot labels do
-        return label_shares(self.labels.given, self.num_classes, shares, ignore_index=self.labels.ignore_index, dtype=self.dtype)
+
+
+def _maker(device: torch.device) -> Callable[..., Tensor]:
+    """Who makes distributions of label maps: a kernel on a GPU, slabs on a CPU."""
+    if device.type == "cpu":
+        return slab_losses.label_shares
+    if (reason := why_not_triton(device)) is not None:
+        raise NotCovered(reason)
+    from densecal.ops.triton.label_shares import label_shares
+
+    return label_shares
 
 
 class Target(nn.Module):

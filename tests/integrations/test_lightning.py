@@ -124,6 +124,13 @@ def test_callback_several_loaders_and_dicts_and_test():
     assert run.test(OfDicts(), DataLoader(dicts, batch_size=2), verbose=False) == [{"test/nll": pytest.approx(expected[1], rel=1e-6)}]
 
 
+def test_callback_hands_logits_to_a_metric_that_takes_them():
+    data = images()
+    callback = CalibrationCallback({"ece": ExpectedCalibrationError(from_logits=True)})
+    found = trainer(callback).validate(Module(), DataLoader(data, batch_size=2), verbose=False)[0]
+    assert found["val/ece"] == pytest.approx(expected_calibration_error(*together(data)).item(), abs=1e-6)
+
+
 def test_callback_regions_and_errors():
     logits, regions = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0)), torch.ones(4, 2, 5, dtype=torch.long)
     data = list(zip(logits, regions, strict=True))
@@ -132,6 +139,8 @@ def test_callback_regions_and_errors():
     assert found["val/dice"] == pytest.approx(dice_score(logits.sigmoid(), regions, activation="sigmoid").mean().item(), rel=1e-6)
     with pytest.raises(TypeError, match=r"Expected metrics\['ece'\] to be a torchmetrics.Metric, but got str"):
         CalibrationCallback({"ece": "ece"})
+    with pytest.raises(ValueError, match=r"Expected metrics\['ece'\] to take probabilities, .* softmax would be applied twice"):
+        CalibrationCallback({"ece": ExpectedCalibrationError(from_logits=True)}, from_logits=True)
     with pytest.raises(ValueError, match=r"Expected `probs` in \[0, 1\] that sum to 1"):
         trainer(CalibrationCallback({"ece": ExpectedCalibrationError()})).validate(Module(), DataLoader(images()), verbose=False)
 

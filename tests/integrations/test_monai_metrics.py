@@ -182,6 +182,8 @@ def test_handler_whole_evaluation_with_the_number_of_each_case():
 
 
 def test_handler_errors():
+    with pytest.raises(ValueError, match=r"Expected `metric` to take probabilities, .* softmax would be applied twice"):
+        MetricHandler(ExpectedCalibrationError(from_logits=True), from_logits=True)
     with pytest.raises(TypeError, match=r"Expected `metric` to be a torchmetrics.Metric, .* but got str"):
         MetricHandler("ece")
     engine = Engine(lambda engine, batch: {"pred": batch[0], "label": batch[1]})

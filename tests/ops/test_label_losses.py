@@ -80,3 +80,5 @@ def test_a_smoothing_that_varies_within_an_image_is_not_covered():
     for share in (torch.full((2, 1, 5, 7), 0.1), torch.full((7,), 0.1)):
         with pytest.raises(NotCovered, match="varies within an image"):
             Uniform(share).label_shares(2)
+    with pytest.raises(NotCovered, match="the gradient of a smoothing"):
+        Uniform(torch.tensor(0.1, requires_grad=True)).label_shares(2)

@@ -5,6 +5,7 @@ import reference
 import torch
 from cases import each_dimension, make_case
 
+from densecal.ops.backend import say_once
 from densecal.registry import TARGETS
 from densecal.targets import (
     LabelSmoothingTarget,
@@ -30,6 +31,23 @@ def test_label_smoothing_by_hand(options, expected):
 def test_label_smoothing_under_sigmoid_has_two_outcomes():
     probs = label_smoothing_target(torch.tensor([[[1, 0]]]), 1, smoothing=0.2, activation="sigmoid").probs
     torch.testing.assert_close(probs, torch.tensor([[[0.9, 0.1]]]))
+
+
+@each_dimension
+@pytest.mark.parametrize("share", [0.3, torch.tensor(0.3, dtype=torch.float64), "per-image"], ids=["number", "tensor", "per-image"])
+def test_label_smoothing_of_a_map_equals_that_of_its_one_hot_labels(spatial, share):
+    if isinstance(share, str):
+        share = torch.tensor([0.1, 0.4], dtype=torch.float64).reshape(2, 1, *[1] * len(spatial))
+    target = label_smoothing_target(make_case(spatial).label_map, 3, smoothing=share, dtype=torch.float64)
+    torch.testing.assert_close(target.probs, target.recipe(target.one_hot, target.valid, "softmax"))
+
+
+def test_a_smoothing_that_is_learned_has_its_gradient():
+    share = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    case = make_case((5, 7))
+    probs = label_smoothing_target(case.label_map, 3, smoothing=share, dtype=torch.float64).probs
+    (probs[:, 0] * (case.label_map == 0)).sum().backward()
+    torch.testing.assert_close(share.grad, (case.label_map == 0).sum() * torch.tensor(-2 / 3, dtype=torch.float64))  # 1 - 2/3 of the share stays
 
 
 @each_dimension
@@ -103,3 +121,16 @@ def test_millimetres_need_spacing_and_follow_it():
 def test_options_are_checked_when_built(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_what_no_kernel_covers_is_made_by_torch_and_said_once(caplog):
+    labels = torch.randint(0, 3, (1, 15, 15), generator=torch.Generator().manual_seed(0))
+    expected = svls_target(labels, 3, kernel_size=13).probs
+    say_once.cache_clear()
+    with caplog.at_level("INFO", logger="densecal"):
+        for _ in range(2):
+            torch.testing.assert_close(svls_target(labels.cuda(), 3, kernel_size=13).probs.cpu(), expected)
+    assert [record.message for record in caplog.records] == [
+        "Computed by PyTorch, not by a fused kernel: a window of 169 pixels is smoothed along one axis after the other."
+    ]

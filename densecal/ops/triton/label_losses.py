@@ -25,14 +25,12 @@ then. Where they are many, the forward pass keeps :math:`\log \sum_j e^{z_j}`, o
 that number would be much, and the loop that finds it again is cheap. Sums are kept per program and added up in a fixed order, with no atomics: the same
 input gives the same bits.
 
-Windows: about 95 % of real pixels lie among pixels of their own class. A program looks at the smallest and largest class in its windows first; where
-they are the same the target is the label. Elsewhere only the classes between them take a walk through the window.
+The target's windows are those of :mod:`densecal.ops.triton.windows`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +41,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from densecal.ops.backend import NotCovered
 from densecal.ops.label_losses import (
     CrossEntropyPart,
     LabelShares,
@@ -55,8 +52,8 @@ from densecal.ops.label_losses import (
     PixelLoss,
     check_parts,
 )
-from densecal.ops.neighbourhood import Kernel
 from densecal.ops.triton.layout import is_flat, is_wide, strides, three
+from densecal.ops.triton.windows import BORDERS, check_reach, share_of, smoothing_of, survey, window_table
 
 __all__ = ["INTERPRETED", "label_losses"]
 
@@ -69,94 +66,7 @@ STAGES = 3
 KEPT_FROM = 7
 """The forward pass keeps the log-sum-exp of each pixel where its logits take at least so many times as much memory."""
 
-_BORDERS = {"replicate": 0, "renormalize": 1, "zeros": 2}
 _NORMS = {"l1": 1, "l2": 2}
-
-
-@triton.jit
-def _look(labels, label, d, h, w, D, H, W, sd, sh, sw, ignore, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr):
-    """Smallest and largest class in the window of each pixel, and whether it holds an ignored pixel. The outside takes no part: what a neighbour
-    outside is moved to lies in the window, too."""
-    lowest, highest = label, label
-    ignored = label != label
-    for i in range(KD):
-        z = tl.minimum(tl.maximum(d + (i - KD // 2), 0), D - 1) * sd
-        for j in range(KH):
-            zy = z + tl.minimum(tl.maximum(h + (j - KH // 2), 0), H - 1) * sh
-            for k in range(KW):
-                x = tl.minimum(tl.maximum(w + (k - KW // 2), 0), W - 1)
-                other = tl.load(labels + (zy + x * sw)).to(tl.int32)
-                unknown = other == ignore
-                other = tl.where(unknown, label, other)
-                lowest = tl.minimum(lowest, other)
-                highest = tl.maximum(highest, other)
-                ignored = ignored | unknown
-    return lowest, highest, ignored
-
-
-@triton.jit
-def _weigh(
-    labels, table, sought, ignore, fill, d, h, w, D, H, W, sd, sh, sw,
-    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BORDER: tl.constexpr, ONE_CLASS: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """Weight in the window of each pixel of the class that is sought, or of all that is not ignored; the outside is taken for the label ``fill``."""
-    weight = tl.zeros((BLOCK,), REAL)
-    tap = table
-    for i in range(KD):
-        z = tl.minimum(tl.maximum(d + (i - KD // 2), 0), D - 1)
-        for j in range(KH):
-            y = tl.minimum(tl.maximum(h + (j - KH // 2), 0), H - 1)
-            zy = z * sd + y * sh
-            if BORDER > 0:
-                inside_zy = (z == d + (i - KD // 2)) & (y == h + (j - KH // 2))
-            for k in range(KW):
-                x = tl.minimum(tl.maximum(w + (k - KW // 2), 0), W - 1)
-                other = tl.load(labels + (zy + x * sw)).to(tl.int32)
-                if BORDER > 0:
-                    other = tl.where(inside_zy & (x == w + (k - KW // 2)), other, fill)
-                taken = other == sought if ONE_CLASS else other != ignore
-                weight += tl.where(taken, tl.load(tap), 0.0).to(REAL)
-                tap += 1
-    return weight
-
-
-@triton.jit
-def _survey(
-    labels, table, label, counts, d, h, w, D, H, W, sd, sh, sw, ignore,
-    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BORDER: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """What the windows of a program hold: smallest and largest class, whether a target may differ from the label, and the weight of what counts."""
-    whole = tl.full((BLOCK,), 1.0, REAL)
-    if KD * KH * KW > 1:
-        low, high, _ = _look(labels, label, d, h, w, D, H, W, sd, sh, sw, ignore, KD, KH, KW)
-        lowest = tl.min(tl.where(counts, low, 2147483647))
-        highest = tl.max(tl.where(counts, high, -1))
-        mixed = highest > lowest
-        if BORDER == 2:  # the outside counts as pixels of no class
-            rim = (d < KD // 2) | (d >= D - KD // 2) | (h < KH // 2) | (h >= H - KH // 2) | (w < KW // 2) | (w >= W - KW // 2)
-            mixed = mixed | (tl.max((counts & rim).to(tl.int32)) > 0)
-        if mixed:
-            fill = ignore if BORDER < 2 else ignore + 1
-            whole = _weigh(labels, table, 0, ignore, fill, d, h, w, D, H, W, sd, sh, sw, KD, KH, KW, BORDER, False, BLOCK, REAL)
-            whole = tl.where(counts, whole, 1.0)
-    else:
-        lowest, highest, mixed = 0, 0, False
-    return lowest, highest, mixed, whole
-
-
-@triton.jit
-def _share(
-    c, label, lowest, highest, mixed, whole, even, C, labels, table, d, h, w, D, H, W, sd, sh, sw, ignore,
-    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BORDER: tl.constexpr, SMOOTH: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """Share of class ``c`` at each pixel."""
-    share = (label == c).to(REAL)
-    if KD * KH * KW > 1:  # noqa: SIM102 - known when compiled
-        if mixed & (c >= lowest) & (c <= highest) & (c != ignore):
-            share = _weigh(labels, table, c, ignore, ignore, d, h, w, D, H, W, sd, sh, sw, KD, KH, KW, BORDER, True, BLOCK, REAL) / whole
-    if SMOOTH:
-        share = (1.0 - even) * share + even / C
-    return share
 
 
 @triton.jit
@@ -201,26 +111,22 @@ def _kernel(
     wrong = counts & ((given < 0) | (given >= C))
     label = given.to(tl.int32)
 
-    even = tl.zeros((BLOCK,), REAL)
-    if SMOOTH == 1:
-        even += smoothing_number
-    elif SMOOTH == 2:
-        even += tl.load(smoothing + image * smoothing_n).to(REAL)
-    if BOUNDARY:
-        low, high, ignored = _look(labels, label, d, h, w, D, H, W, labels_d, labels_h, labels_w, ignore, BD, BH, BW)
-        even = tl.where((low != high) & (ignored == 0), even, 0.0)
+    even = smoothing_of(
+        smoothing, smoothing_number, image, smoothing_n, labels, label, d, h, w, D, H, W, labels_d, labels_h, labels_w, ignore,
+        SMOOTH, BOUNDARY, BD, BH, BW, BLOCK, REAL,
+    )  # fmt: skip
 
     target = target_table
     if TD * TH * TW > 1:
         target += image * target_n
-    t_low, t_high, t_mixed, t_whole = _survey(
+    t_low, t_high, t_mixed, t_whole = survey(
         labels, target, label, counts, d, h, w, D, H, W, labels_d, labels_h, labels_w, ignore, TD, TH, TW, TARGET_BORDER, BLOCK, REAL
     )
     if NEIGHBOUR >= 0:
         prior = prior_table
         if PD * PH * PW > 1:
             prior += image * prior_n
-        p_low, p_high, p_mixed, p_whole = _survey(
+        p_low, p_high, p_mixed, p_whole = survey(
             labels, prior, label, counts, d, h, w, D, H, W, labels_d, labels_h, labels_w, ignore, PD, PH, PW, PRIOR_BORDER, BLOCK, REAL
         )
 
@@ -242,7 +148,7 @@ def _kernel(
             decay = tl.exp(-tl.abs(z - largest))
             total = tl.where(z > largest, total * decay + 1.0, total + decay)
             if CROSS_ENTROPY >= 0:
-                share = _share(
+                share = share_of(
                     c, label, t_low, t_high, t_mixed, t_whole, even, C, labels, target, d, h, w, D, H, W, labels_d, labels_h, labels_w, ignore,
                     TD, TH, TW, TARGET_BORDER, SMOOTH, BLOCK, REAL,
                 )  # fmt: skip
@@ -252,7 +158,7 @@ def _kernel(
                     entropy += mass * (larger - largest) + tl.where(share > 0, share * (larger - z), 0.0)
                 mass += share
             if NEIGHBOUR >= 0 and not BACKWARD:
-                around = _share(
+                around = share_of(
                     c, label, p_low, p_high, p_mixed, p_whole, even, C, labels, prior, d, h, w, D, H, W, labels_d, labels_h, labels_w, ignore,
                     PD, PH, PW, PRIOR_BORDER, 0, BLOCK, REAL,
                 )  # fmt: skip
@@ -278,7 +184,7 @@ def _kernel(
                     excess += over * over if POWER == 2 else over
             if OVERLAP > 0:
                 p = tl.exp(z - largest) / total
-                q = _share(
+                q = share_of(
                     c, label, t_low, t_high, t_mixed, t_whole, even, C, labels, target, d, h, w, D, H, W, labels_d, labels_h, labels_w, ignore,
                     TD, TH, TW, TARGET_BORDER, SMOOTH, BLOCK, REAL,
                 )  # fmt: skip
@@ -359,7 +265,7 @@ def _kernel(
             slope = tl.zeros((BLOCK,), REAL)
             if CROSS_ENTROPY >= 0 or OVERLAP > 0:
                 p = tl.exp(z - largest) / total
-                q = _share(
+                q = share_of(
                     c, label, t_low, t_high, t_mixed, t_whole, even, C, labels, target, d, h, w, D, H, W, labels_d, labels_h, labels_w, ignore,
                     TD, TH, TW, TARGET_BORDER, SMOOTH, BLOCK, REAL,
                 )  # fmt: skip
@@ -376,7 +282,7 @@ def _kernel(
                     else:
                         slope += p * (2.0 * (slope_p * p + slope_d * (p - q)) - dot)
             if NEIGHBOUR >= 0:
-                around = _share(
+                around = share_of(
                     c, label, p_low, p_high, p_mixed, p_whole, even, C, labels, prior, d, h, w, D, H, W, labels_d, labels_h, labels_w, ignore,
                     PD, PH, PW, PRIOR_BORDER, 0, BLOCK, REAL,
                 )  # fmt: skip
@@ -524,10 +430,7 @@ class _Call:
         self.size = self.spatial[0] * self.spatial[1] * self.spatial[2]
         self.blocks = -(-self.size // BLOCK)
         self.programs = n * self.blocks
-        if self.programs >= 2**31:
-            raise NotCovered(f"{self.programs} blocks of pixels are more than a grid has programs")
-        if not -(2**31) <= launch.ignore_index < 2**31:
-            raise NotCovered(f"ignore_index={launch.ignore_index} does not fit 32 bits")
+        check_reach(self.programs, launch.ignore_index)
         self.real = torch.promote_types(logits.dtype, torch.float32)
         self.strides = [strides(tensor, 2, self.spatial) for tensor in (logits, logits if gradient is None else gradient)]
         self.label_strides = strides(labels, 1, self.spatial)
@@ -557,8 +460,8 @@ class _Call:
         shares = launch.shares
         prior = LabelShares() if launch.neighbour is None else launch.neighbour.shares
         weights = None if launch.entropy is None else launch.entropy.class_weights
-        target_size, target_table, target_n = self._table(shares.kernel)
-        prior_size, prior_table, prior_n = self._table(prior.kernel)
+        target_size, target_table, target_n = window_table(shares.kernel, logits.device, self.real)
+        prior_size, prior_table, prior_n = window_table(prior.kernel, logits.device, self.real)
         smoothing = shares.smoothing.detach().to(logits.device).reshape(-1) if isinstance(shares.smoothing, Tensor) else None
         boundary = (1, 1, 1) if shares.boundary is None else three(shares.boundary, 1)
         margin = launch.margin or MarginPart(0.0, False, 0.0)
@@ -580,24 +483,9 @@ class _Call:
                 DISTANCE=1 if launch.neighbour is None else _NORMS[launch.neighbour.distance], POWER=1 + margin.squared, DETACHED=margin.detached,
                 SMOOTH=2 if smoothing is not None else int(shares.smoothing != 0), BOUNDARY=shares.boundary is not None,
                 BD=boundary[0], BH=boundary[1], BW=boundary[2],
-                TD=target_size[0], TH=target_size[1], TW=target_size[2], TARGET_BORDER=_BORDERS[shares.border],
-                PD=prior_size[0], PH=prior_size[1], PW=prior_size[2], PRIOR_BORDER=_BORDERS[prior.border],
+                TD=target_size[0], TH=target_size[1], TW=target_size[2], TARGET_BORDER=BORDERS[shares.border],
+                PD=prior_size[0], PH=prior_size[1], PW=prior_size[2], PRIOR_BORDER=BORDERS[prior.border],
                 BACKWARD=backward, KEPT=kept is not None, PER_PIXEL=launch.per_pixel, FLAT=self.flat,
                 BLOCK=BLOCK, STAGES=STAGES, REAL=tl.float64 if self.real == torch.float64 else tl.float32, INDEX=tl.int64 if self.wide else tl.int32,
                 num_warps=NUM_WARPS,
             )  # fmt: skip
-
-    def _table(self, kernel: Kernel | None) -> tuple[tuple[int, int, int], Tensor | None, int]:
-        """Sides of a window, its weights on the device, and how far those of the next image lie."""
-        if kernel is None:
-            return (1, 1, 1), None, 0
-        fixed = all(isinstance(weight, float) for axis in kernel.taps for weight in axis)
-        table = (_fixed_table if fixed else _weights)(kernel, self.logits.device, self.real)
-        return three(kernel.size, 1), table, table.stride(0) if table.ndim > len(kernel.size) else 0
-
-
-def _weights(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return kernel.dense(device).to(dtype)
-
-
-_fixed_table = functools.lru_cache(maxsize=64)(_weights)

@@ -104,3 +104,19 @@ def test_kernel_of_bins_compiles(kind, from_logits, record):
     assert re.search(r"ld\.global[^\n]*\.v[24]|cp\.async[^\n]*, 0x(8|10),", text)
     assert "atom" not in text
     assert not re.search(r"[ls][dt]\.local", text)
+
+
+@pytest.mark.parametrize("kind", ["window", "boundary-half"])
+def test_kernel_of_shares_compiles(kind, record):
+    from densecal.ops.triton import label_shares as module
+
+    kernel, calls = record(module)
+    if kind == "window":
+        labels, shares, dtype = torch.zeros(1, 2, 16, 16, dtype=torch.uint8), LabelShares(svls_kernel(3, 1.0, 3), "zeros"), torch.float32
+    else:
+        labels, dtype = torch.zeros(1, 16, 32, dtype=torch.int64), torch.bfloat16
+        shares = LabelShares(smoothing=0.5, boundary=(3, 3))
+    module.label_shares(labels, 20, shares, ignore_index=255, dtype=dtype)
+    (text,) = (compile_call(kernel, *call) for call in calls)
+    assert re.search(r"st\.global[^\n]*\.v[24]", text)  # shares of neighbouring pixels are written in vectors
+    assert not re.search(r"[ls][dt]\.local", text)

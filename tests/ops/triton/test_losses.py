@@ -10,6 +10,7 @@ from losses_by_name import NAMES, evaluate, make_loss, takes
 
 from densecal.losses import CompoundLoss, CrossEntropyLoss, DiceCELoss, JaccardMetricLoss, NACLLoss, SVLSLoss
 from densecal.losses import fused as dispatch
+from densecal.ops.backend import say_once
 from densecal.targets import SVLSTarget
 from densecal.terms import CrossEntropy, DiceSemimetric, LogitMargin, NegativeEntropy, NeighbourPenalty
 
@@ -133,7 +134,7 @@ def test_auto_leaves_the_rest_to_torch_and_says_so_once(monkeypatch, caplog):
         terms = {"ce": {"term": CrossEntropy()}, "entropy": {"weight": 0.1, "term": NegativeEntropy()}, "dice": {"term": DiceSemimetric()}}
         return CompoundLoss(SVLSTarget(), terms, backend=backend)
 
-    dispatch._say_once.cache_clear()
+    say_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="densecal"):
         expected, found, _ = (value_and_gradient(make(backend).to(DEVICE), logits, labels) for backend in ("torch", "auto", "auto"))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
