@@ -13,6 +13,7 @@ import tomllib
 import pytest
 from conftest import ROOT
 
+import densecal
 from densecal.registry import CALIBRATORS, LOSSES, METRICS, TARGETS, TERMS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,9 +78,36 @@ def test_what_was_tested_is_pinned():
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project = content["project"]
     extras = [name for extra in project["optional-dependencies"].values() for name in extra]
-    needed = [*project["dependencies"], *extras, *content["dependency-groups"]["dev"]]
+    groups = [name for group in content["dependency-groups"].values() for name in group]
+    needed = [*project["dependencies"], *extras, *groups]
     names = {re.split(r"[\[>=<; ]", line)[0] for line in needed} - {"densecal"}
     assert names <= {line.split("==")[0] for line in content["tool"]["uv"]["constraint-dependencies"]}
+
+
+def test_citation_is_that_of_the_package():
+    """The fields that the format requires, and the version and title of the package, which the README's entry has too."""
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["message"]
+    assert all(author.keys() & {"name", "family-names"} for author in citation["authors"])
+    assert set(citation) <= {"cff-version", "message", "type", "title", "version", "license", "authors", "abstract", "keywords", "date-released"}
+    assert citation["type"] == "software"
+    assert (citation["version"], citation["license"]) == (densecal.__version__, project["license"])
+    assert citation["title"].startswith(f"{project['name']}: ")
+    assert citation["keywords"] == project["keywords"]
+    assert f"title = {{{citation['title']}}}" in README
+    assert f"version = {{{densecal.__version__}}}" in README
+
+
+def test_workflow_checks_every_python_that_is_promised():
+    yaml = pytest.importorskip("yaml")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    checks = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]["checks"]
+    promised = re.findall(r"Python :: (3\.\d+)$", "\n".join(project["classifiers"]), flags=re.MULTILINE)
+    assert checks["strategy"]["matrix"]["python"] == promised
+    assert any(step.get("run") == ".ci/run" for step in checks["steps"])
 
 
 def test_a_method_takes_one_file_and_its_config(tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
 import site
 import subprocess
 import sys
+import tarfile
+import textwrap
 import venv
 import zipfile
 from email.parser import Parser
@@ -16,6 +19,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from volumes import blob, save
 
 import densecal
@@ -45,6 +50,12 @@ def content(wheel) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+def install(wheel: Path, scripts: Path) -> None:
+    options = ("--no-deps", "--no-index", "--no-cache-dir", "--disable-pip-version-check")
+    installed = run(sys.executable, "-m", "pip", "--python", scripts / "python", "install", *options, wheel, cwd=scripts)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+
+
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory) -> Path:
     """The ``bin`` folder of an environment with the wheel in it, and this environment's other packages beside it."""
@@ -52,14 +63,39 @@ def environment(wheel, tmp_path_factory) -> Path:
     venv.create(folder / "env", symlinks=True, with_pip=False)
     scripts = folder / "env" / "bin"
     (packages,) = (folder / "env" / "lib").glob("python*/site-packages")
-    installed = run(
-        sys.executable,
-        *("-m", "pip", "--python", scripts / "python", "install", "--no-deps", "--no-index", "--no-cache-dir", "--disable-pip-version-check", wheel),
-        cwd=folder,
-    )
-    assert installed.returncode == 0, installed.stdout + installed.stderr
+    install(wheel, scripts)
     # Plain lines are put on the path, but the .pth files there, the editable checkout's among them, are not read.
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    return scripts
+
+
+def needed_by(*names: str) -> set[str]:
+    """Distributions of this environment that those need without extras, those among them."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name not in found:
+            found.add(name)
+            requirements = map(Requirement, importlib.metadata.requires(name) or [])
+            waiting += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.fixture(scope="module")
+def core(wheel, content, tmp_path_factory) -> Path:
+    """The ``bin`` folder of an environment with what ``pip install densecal`` brings, and nothing else."""
+    folder = tmp_path_factory.mktemp("core")
+    venv.create(folder / "env", symlinks=True, with_pip=False)
+    scripts = folder / "env" / "bin"
+    (packages,) = (folder / "env" / "lib").glob("python*/site-packages")
+    metadata = Parser().parsestr(content[f"densecal-{densecal.__version__}.dist-info/METADATA"].decode())
+    for name in needed_by(*(Requirement(line).name for line in metadata.get_all("Requires-Dist") if "extra ==" not in line)):
+        distribution = importlib.metadata.distribution(name)
+        for top in {path.parts[0] for path in distribution.files or []} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(distribution.locate_file(top))
+    install(wheel, scripts)
     return scripts
 
 
@@ -83,7 +119,8 @@ def test_wheel_holds_the_configs_and_the_cards(content):
 
 
 def test_wheel_holds_every_module_and_template(content):
-    source = {str(path.relative_to(ROOT)) for path in (ROOT / "densecal").rglob("*") if path.suffix in (".py", ".j2", ".css", ".js")}
+    source = {str(path.relative_to(ROOT)) for path in (ROOT / "densecal").rglob("*") if path.suffix in (".py", ".j2", ".css", ".js", ".typed")}
+    assert "densecal/py.typed" in source
     assert source <= set(content)
 
 
@@ -122,6 +159,85 @@ def test_wheel_says_what_it_needs(content):
     assert "train" in metadata.get_all("Provides-Extra")
     assert metadata["License-Expression"] == "Apache-2.0"
     assert any(name.endswith("licenses/LICENSE") for name in content)
+
+
+def test_source_archive_makes_the_same_wheel(content, tmp_path):
+    """It holds the checkout's own files, all that the tests read, and no data, run or cache."""
+    built = run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = tmp_path.iterdir()
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path, filter="data")
+    source = tmp_path / f"densecal-{densecal.__version__}"
+    files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    assert {str(file.parts[0]) for file in files} == {
+        *("densecal", "configs", "datasets", "docs", "tests", "tools"),
+        *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "mkdocs.yml", "pyproject.toml", ".gitignore"),
+    }
+    assert {file.suffix for file in files if len(file.parts) > 1} <= {".py", ".sh", ".j2", ".css", ".js", ".yaml", ".md", ".typed", ".json", ".svg"}
+    assert not {part for file in files for part in file.parts if part == "__pycache__"}
+    assert path.stat().st_size < 5e6
+    again = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "again", cwd=source)
+    assert again.returncode == 0, again.stdout + again.stderr
+    (wheel,) = (tmp_path / "again").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == content
+
+
+def test_core_alone_trains_and_measures(core, tmp_path):
+    """Every loss by its name, its gradient, and a metric, with torch, numpy and torchmetrics and no more."""
+    code = """
+        import importlib.util
+        import torch
+        import densecal
+        import densecal.metrics, densecal.ops, densecal.perturbation, densecal.targets, densecal.terms
+
+        print([name for name in ("hydra", "lightning", "matplotlib", "monai", "scipy", "segmentation_models_pytorch", "yaml") if importlib.util.find_spec(name)])
+        print(densecal.__version__, len(densecal.list_losses()), len(densecal.list_metrics()))
+        torch.manual_seed(0)
+        logits = torch.randn(2, 3, 6, 6, 6, requires_grad=True)
+        labels = torch.randint(0, 3, (2, 6, 6, 6))
+        for name in ("svls", "nacl", "dml", "acls", "ml1_ace"):
+            (gradient,) = torch.autograd.grad(densecal.create_loss(name)(logits, labels), logits)
+            assert gradient.isfinite().all() and gradient.any(), name
+        # Two pixels, confidence 0.75, one of them right: |0.75 - 0.5|.
+        probs = torch.tensor([[[0.75, 0.75], [0.25, 0.25]]])
+        print(densecal.metrics.expected_calibration_error(probs, torch.tensor([[0, 1]])).item())
+    """
+    result = run(core / "python", "-c", textwrap.dedent(code), cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+    absent, numbers, error = result.stdout.splitlines()
+    assert absent == "[]"
+    assert numbers == f"{densecal.__version__} {len(densecal.list_losses())} {len(densecal.list_metrics())}"
+    assert float(error) == 0.25
+
+
+def test_commands_of_the_core_say_what_to_install(core, tmp_path):
+    commands = sorted(path.name for path in core.glob("densecal-*"))
+    assert "densecal-train" in commands
+    for name in set(commands) - {"densecal-benchmark"}:  # times losses and metrics, which are there
+        result = run(core / name, "--help", cwd=tmp_path)
+        assert result.returncode == 1
+        assert re.fullmatch(rf"{name}: the package '\w+' is not installed. It comes with `pip install 'densecal\[train\]'`.\n", result.stderr)
+
+
+def test_types_of_the_installed_package_are_seen(environment, tmp_path):
+    """By a type checker of somebody else's code."""
+    pytest.importorskip("mypy")
+    (tmp_path / "code.py").write_text(
+        textwrap.dedent("""
+            import densecal
+            from densecal.losses import SVLSLoss
+
+            reveal_type(densecal.list_losses())
+            SVLSLoss(sigma="wide")
+        """)
+    )
+    (tmp_path / "mypy.ini").write_text("[mypy]\nfollow_imports = silent\n[mypy-torch.*,torchmetrics.*,numpy.*]\nfollow_imports = skip\n")
+    checked = run(sys.executable, "-m", "mypy", "--python-executable", environment / "python", "code.py", cwd=tmp_path)
+    revealed, error, _ = checked.stdout.splitlines()
+    assert "list[str]" in revealed
+    assert 'Argument "sigma" to "SVLSLoss" has incompatible type "str"' in error
 
 
 def test_installed_package_is_the_wheels(environment, tmp_path):

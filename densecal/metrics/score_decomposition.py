@@ -23,7 +23,7 @@ __all__ = ["BrierDecomposition", "BrierScoreDecomposition", "brier_decomposition
 class BrierDecomposition(NamedTuple):
     """A Brier score in two parts, each a float64 scalar at least 0, NaN where nothing counted.
 
-    Args:
+    Attributes:
         brier: The score itself, ``calibration`` + ``refinement``.
         calibration: What bins of confidence are off by, squared (reliability).
         refinement: The rest: how little the confidences tell about the outcome, and their spread within a bin.

@@ -39,7 +39,7 @@ Score: TypeAlias = Literal["max_probability", "logit_norm"]
 class RiskCoverage(NamedTuple):
     """A risk-coverage curve, each part float64 ``(G,)``.
 
-    Args:
+    Attributes:
         coverage: Share of the pixels that are kept, those of the highest score.
         risk: Share of errors among them; NaN where no pixel counts.
         best_risk: The lowest risk that an order of the same pixels could have: all errors last.

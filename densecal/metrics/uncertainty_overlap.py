@@ -28,7 +28,7 @@ _THRESHOLDS = tuple(k / 20 for k in range(1, 20))
 class MeanUncertaintyErrorOverlap(NamedTuple):
     """Overlap per threshold, averaged over cases.
 
-    Args:
+    Attributes:
         threshold: ``(T,)``, float64.
         overlap: Mean over the cases that have a value, ``(T,)``, float64; NaN where none has.
         num_cases: Cases behind each mean, ``(T,)``, int64.

@@ -50,7 +50,7 @@ def image_sums(logits: Tensor, probs: Tensor, valid: Tensor, *, activation: Acti
 class ImageStatistics(NamedTuple):
     """Means per pixel over an epoch's draws of each image, ``(num_images,)``, float64; see :func:`image_sums`.
 
-    Args:
+    Attributes:
         ce: Cross-entropy of the unperturbed labels.
         cal: The entropy term, -sum over outcomes of log p.
         confidence: Largest probability.
@@ -66,7 +66,7 @@ class ImageStatistics(NamedTuple):
 class Accuracy(NamedTuple):
     """Share of validation pixels that are right.
 
-    Args:
+    Attributes:
         last: In the last validation.
         best: In the best so far.
     """
