@@ -177,7 +177,7 @@ def _failing_in_one_line(folder: Path, trainer: L.Trainer) -> Iterator[None]:
             print(f"\nStopped. {go_on}", flush=True)
         raise SystemExit(exit_status(stop)) from None
     except NonFiniteLoss as error:
-        raise CommandError(f"{error} {go_on}, the rest as it was but for such settings.") from error
+        raise CommandError(f"{error} {go_on} and such a setting of the trainer; another optimizer.lr is another run.") from error
     except OSError as error:
         raise CommandError(f"{error} {go_on}, when that is mended.") from error
     except RuntimeError as error:

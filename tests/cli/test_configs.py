@@ -43,7 +43,7 @@ KNOWN = {
     "model": {"in_channels": 1, "num_classes": 3, "spatial_dims": 3},
     "inference": {"patch_size": [8, 8, 8], "spatial_dims": 3},
     "perturbation": {"label_target": None, "activation": "softmax", "ignore_index": -100, "case_ids": []},
-    "distillation": {"card": None},
+    "distillation": {"card": None, "trust_config": False},
 }
 """What the task knows, and a config does not repeat."""
 

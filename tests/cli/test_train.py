@@ -444,6 +444,16 @@ def test_run_that_meets_with_everything_comes_to_the_same_numbers(blobs, uninter
     assert not [path for name in ("*.unfinished", "run.lock") for path in run.rglob(name)]
 
 
+def test_loss_that_is_not_finite_is_one_line(blobs, tmp_path):
+    log = tmp_path / "log.txt"
+    diverging = ["optimizer=sgd", "optimizer.lr=1e38", "scheduler=none", "loss=ce", "data.num_workers=0"]
+    assert run_command("train", settings(blobs, tmp_path, *diverging), log) == 1
+    said = log.read_text().strip().splitlines()[-1]
+    assert re.match(r"error: The (loss|network's output) is not finite for (the case|cases) b\d", said), said
+    assert f"Go on with resume={the_run(tmp_path)} and such a setting" in said
+    assert "Traceback" not in log.read_text()
+
+
 @pytest.mark.slow
 def test_killed_processes_leave_none_behind(blobs, tmp_path):
     """Their loader workers and fork servers go with them."""
