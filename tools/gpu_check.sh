@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests that need a GPU and the benchmarks of metrics, training steps and losses, in at most 8 minutes:
+# All tests that need a GPU and the benchmarks of metrics, targets, training steps and losses, in at most 8 minutes:
 #
 #     tools/gpu_check.sh OUT [WHEELS]
 #
@@ -20,6 +20,7 @@ cd "$(dirname "$0")/.." || exit 1
 limit=${GPU_CHECK_SECONDS:-470}
 shapes=${GPU_CHECK_SHAPES:-"2,14,128,128,128 8,19,1024,1024 2,105,128,128,128 2,4,128,128,128"}
 metric_shapes=${GPU_CHECK_METRIC_SHAPES:-"1,19,1024,2048 2,14,128,128,128"}
+target_shapes=${GPU_CHECK_TARGET_SHAPES:-"2,14,128,128,128 8,19,1024,1024"}
 train_shape=${GPU_CHECK_TRAIN_SHAPE:-"2,14,128,128,128"}
 repeats=${GPU_CHECK_REPEATS:-10}
 device=${GPU_CHECK_DEVICE:-cuda}
@@ -56,6 +57,8 @@ else
 fi
 # shellcheck disable=SC2086
 run metrics python tools/benchmark.py metrics --shape $metric_shapes --device "$device" --images 2 --repeats "$repeats" --out "$out"
+# shellcheck disable=SC2086
+run targets python tools/benchmark.py targets --shape $target_shapes --label-dtype uint8 --device "$device" --repeats "$repeats" --out "$out"
 run train python tools/benchmark.py train --shape "$train_shape" --precision bfloat16 --device "$device" --repeats $((repeats * 4)) --out "$out"
 # Last, since it takes what is left: regions before blocks, both types of each shape.
 # shellcheck disable=SC2086

@@ -1,5 +1,5 @@
-"""``densecal-benchmark``: ours beside others' on the same input in one run; time and memory of metrics, losses and training steps, and the speed of
-loading images."""
+"""``densecal-benchmark``: ours beside others' on the same input in one run; time and memory of metrics, losses, targets and training steps, and
+the speed of loading images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densecal.cli import benchmark_losses, benchmark_metrics, benchmark_train
+from densecal.cli import benchmark_losses, benchmark_metrics, benchmark_targets, benchmark_train
 
 __all__ = ["main"]
 
@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_data_arguments(loading)
     losses = subjects.add_parser("losses", help="time and memory, forward and backward", description="Losses of several libraries.")
     benchmark_losses.add_arguments(losses)
+    targets = subjects.add_parser("targets", help="time and memory of smoothed labels", description="Distributions that label maps are smoothed to.")
+    benchmark_targets.add_arguments(targets)
     train = subjects.add_parser("train", help="time and memory of a training step", description="Steps of a U-Net with losses of several libraries.")
     benchmark_train.add_arguments(train)
     args = parser.parse_args(argv)
@@ -29,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         same = benchmark_metrics.run(args, metrics)
     elif args.subject == "losses":
         same = benchmark_losses.run(args, losses)
+    elif args.subject == "targets":
+        same = benchmark_targets.run(args, targets)
     elif args.subject == "train":
         same = benchmark_train.run(args, train)
     else:

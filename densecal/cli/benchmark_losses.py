@@ -37,7 +37,9 @@ __all__ = [
     "Contender",
     "Row",
     "add_arguments",
+    "boundary_share",
     "convolved_svls",
+    "convolved_target",
     "disagreement",
     "label_map",
     "on_device",
@@ -50,20 +52,31 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def convolved_target(labels: Tensor, num_classes: int, *, kernel_size: int = 3, sigma: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The target of spatially varying label smoothing as its authors wrote it: one-hot labels and a depthwise convolution.
+
+    Example:
+        >>> convolved_target(torch.tensor([[0, 0, 1]]), 2)
+        tensor([[[1.0000, 0.7500, 0.2500],
+                 [0.0000, 0.2500, 0.7500]]])
+    """
+    dims = labels.ndim - 1
+    window = svls_kernel(kernel_size, sigma, dims).dense().to(labels.device, dtype)
+    one_hot = F.one_hot(labels, num_classes).movedim(-1, 1).to(dtype)
+    padded = F.pad(one_hot, [kernel_size // 2] * 2 * dims, mode="replicate")
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
+    return convolve(padded, window.expand(num_classes, 1, *window.shape), groups=num_classes)
+
+
 def convolved_svls(logits: Tensor, labels: Tensor, *, kernel_size: int = 3, sigma: float = 1.0) -> Tensor:
-    """Spatially varying label smoothing as its authors wrote it: one-hot labels, a depthwise convolution, log-softmax, a product.
+    """Cross-entropy of :func:`convolved_target` as its authors wrote it: log-softmax and a product.
 
     Example:
         >>> logits, labels = torch.randn(1, 2, 4, 4), torch.randint(0, 2, (1, 4, 4))
         >>> torch.allclose(convolved_svls(logits, labels), SVLSLoss()(logits, labels))
         True
     """
-    dims, num_classes = logits.ndim - 2, logits.shape[1]
-    window = svls_kernel(kernel_size, sigma, dims).dense().to(logits)
-    one_hot = F.one_hot(labels, num_classes).movedim(-1, 1).to(logits.dtype)
-    padded = F.pad(one_hot, [kernel_size // 2] * 2 * dims, mode="replicate")
-    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
-    target = convolve(padded, window.expand(num_classes, 1, *window.shape), groups=num_classes)
+    target = convolved_target(labels, logits.shape[1], kernel_size=kernel_size, sigma=sigma, dtype=logits.dtype)
     return -(target * F.log_softmax(logits, 1)).sum(1).mean()
 
 
@@ -234,12 +247,12 @@ def label_map(shape: Sequence[int], kind: str, device: str = "cpu") -> Tensor:
             values = F.interpolate(coarse, spatial, mode=mode, align_corners=True)[:, 0]
             better = values > best
             best, labels = torch.where(better, values, best), torch.where(better, c, labels)
-        if _boundary_share(labels) <= 0.055:
+        if boundary_share(labels) <= 0.055:
             break
     return labels
 
 
-def _boundary_share(labels: Tensor) -> float:
+def boundary_share(labels: Tensor) -> float:
     """Of pixels that share a face with another class."""
     valid = torch.ones(labels.shape, dtype=torch.bool, device=labels.device)
     return face_boundary(labels.unsqueeze(1), valid).float().mean().item()
@@ -261,7 +274,7 @@ def _table_header(title: str, shape: Sequence[int], dtype: torch.dtype, labels: 
     yield f"## {title}\n"
     yield (
         f"Logits of {math.prod(shape) * dtype.itemsize / 2**20:.1f} MiB; labels {label_dtype} for densecal and int64 for others; "
-        f"{100 * _boundary_share(labels):.1f} % of the pixels have a neighbour of another class.\n"
+        f"{100 * boundary_share(labels):.1f} % of the pixels have a neighbour of another class.\n"
     )
     yield "| measure | library | forward | backward | both | replay | ratio | memory | GB/s | value |"
     yield "|---|---|---|---|---|---|---|---|---|---|"

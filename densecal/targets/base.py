@@ -168,6 +168,8 @@ class SoftTarget:
     def one_hot(self) -> Tensor:
         """The labels before smoothing, ``(N, C, *spatial)``: one-hot, or the soft labels as given; 0 where not valid."""
         if self._one_hot is None:
+            self._one_hot = self._made_of_labels(LabelShares)
+        if self._one_hot is None:
             label_map = self.label_map
             assert label_map is not None
             index = label_map.unsqueeze(1)
@@ -179,30 +181,35 @@ class SoftTarget:
     def probs(self) -> Tensor:
         """The distribution ``(N, C, *spatial)``; under softmax it sums to 1 over C where ``valid`` is True. 0 where not valid."""
         if self._probs is None:
-            self._probs = self._shares_of_labels()
+            self._probs = self._made_of_labels(lambda: self.shares)
         if self._probs is None:
             self._probs = self.recipe(self.one_hot, self.valid, self.activation)
         return self._probs
 
-    def _shares_of_labels(self) -> Tensor | None:
-        """The distribution where it is made of a label map with nothing else of its size; None elsewhere."""
+    def _made_of_labels(self, which: Callable[[], LabelShares]) -> Tensor | None:
+        """A distribution where it is made of a label map with nothing else of its size; None elsewhere."""
         if self.labels is None or torch.compiler.is_compiling():
             return None
         labels = self.labels.given
         try:
-            shares = self.shares
-            if shares.is_one_hot:
-                return None  # the one-hot labels do
-            return _maker(labels.device)(labels, self.num_classes, shares, ignore_index=self.labels.ignore_index, dtype=self.dtype)
+            shares = which()
+            if shares.is_one_hot and self._one_hot is not None:
+                return self._one_hot
+            made = _maker(labels.device, shares)(labels, self.num_classes, shares, ignore_index=self.labels.ignore_index, dtype=self.dtype)
         except NotCovered as uncovered:
             if labels.is_cuda:
                 say_once(str(uncovered))
             return None
+        if shares.is_one_hot:
+            self._one_hot = made
+        return made
 
 
-def _maker(device: torch.device) -> Callable[..., Tensor]:
-    """Who makes distributions of label maps: a kernel on a GPU, slabs on a CPU."""
+def _maker(device: torch.device, shares: LabelShares) -> Callable[..., Tensor]:
+    """Who makes a distribution of a label map: a kernel on a GPU, slabs on a CPU."""
     if device.type == "cpu":
+        if shares.is_one_hot:
+            raise NotCovered("zeros into which ones are scattered take a CPU less time")
         return slab_losses.label_shares
     if (reason := why_not_triton(device)) is not None:
         raise NotCovered(reason)

@@ -49,7 +49,7 @@ def one_hot_target(
     Raises:
         TypeError: If ``label`` is complex.
         ValueError: If the shape fits none of these or, on a CPU, a label is neither a class nor ``ignore_index``. On a GPU that check would stall the
-            device; there PyTorch's own index assertion stops the run, or what a kernel makes of that pixel is NaN.
+            device; there a kernel makes NaN of that pixel, and PyTorch's own index assertion stops the run.
 
     Example:
         >>> one_hot_target(torch.tensor([[0, 2, -100]]), num_classes=3).probs[0]

@@ -60,11 +60,11 @@ def test_label_maps():
     regions = benchmark_losses.label_map((1, 5, 192, 192), "regions")
     assert regions.shape == (1, 192, 192)
     assert regions.unique().numel() > 1
-    assert 0.01 < benchmark_losses._boundary_share(regions) < 0.06
+    assert 0.01 < benchmark_losses.boundary_share(regions) < 0.06
     blocks = benchmark_losses.label_map((1, 5, 20, 16), "blocks")
     assert blocks.shape == (1, 20, 16)
     assert (blocks[0, :8, :8] == blocks[0, 0, 0]).all()
-    assert benchmark_losses._boundary_share(torch.tensor([[0, 0, 1, 1]])) == 0.5
+    assert benchmark_losses.boundary_share(torch.tensor([[0, 0, 1, 1]])) == 0.5
 
 
 @pytest.mark.parametrize("shape", ["1,3", "a,b,c", "1,1,4"])
@@ -81,13 +81,14 @@ def test_gpu_check_runs_without_a_gpu(tmp_path):
     environment = {
         "GPU_CHECK_SHAPES": "1,3,9,10",
         "GPU_CHECK_METRIC_SHAPES": "1,3,9,10",
+        "GPU_CHECK_TARGET_SHAPES": "1,3,9,10",
         "GPU_CHECK_REPEATS": "1",
         "GPU_CHECK_DEVICE": "cpu",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     result = subprocess.run([ROOT / "tools/gpu_check.sh", tmp_path], env={**os.environ, **environment}, capture_output=True, text=True)
-    for name in ("losses", "metrics"):
-        assert "measure" in (tmp_path / f"{name}.md").read_text()
+    for name in ("losses", "metrics", "targets"):
+        assert "| library |" in (tmp_path / f"{name}.md").read_text()
     assert "cross-entropy" in (tmp_path / "losses.txt").read_text()
     assert "passed" in result.stdout or "skipped" in result.stdout
     assert not (tmp_path / "skipped.txt").exists()

@@ -10,7 +10,7 @@ from torch import Tensor
 from densecal.ops import gaussian_kernel, mean_kernel, svls_kernel
 from densecal.ops.backend import NotCovered
 from densecal.ops.label_losses import LabelShares
-from densecal.targets import base, boundary_smoothing_target, label_smoothing_target, svls_target
+from densecal.targets import base, boundary_smoothing_target, label_smoothing_target, one_hot_target, svls_target
 
 pytestmark = needs_kernels
 
@@ -146,7 +146,7 @@ def test_a_label_that_is_no_class_makes_its_shares_nan(wrong):
     assert found[..., :4].isfinite().all()
 
 
-@pytest.mark.parametrize("make", [svls_target, label_smoothing_target, boundary_smoothing_target])
+@pytest.mark.parametrize("make", [one_hot_target, svls_target, label_smoothing_target, boundary_smoothing_target])
 def test_probs_of_a_target(make, monkeypatch):
     """On a GPU a target takes the kernel, which reads labels as they are; here the interpreter is taken for one."""
     from densecal.targets.one_hot import LabelMap
@@ -157,6 +157,8 @@ def test_probs_of_a_target(make, monkeypatch):
     monkeypatch.setattr("densecal.targets.one_hot.may_look", lambda tensor: False)  # on a GPU labels are not looked at
     monkeypatch.setattr(LabelMap, "_once", lambda self: pytest.fail("the labels were converted"))
     if DEVICE == "cpu":
-        monkeypatch.setattr(base, "_maker", lambda device: fused)
-    probs = make(labels.to(torch.uint8), 3, ignore_index=255, dtype=torch.float64).probs
-    torch.testing.assert_close(probs.cpu(), reference, rtol=1e-14, atol=1e-14)
+        monkeypatch.setattr(base, "_maker", lambda device, shares: fused)
+    target = make(labels.to(torch.uint8), 3, ignore_index=255, dtype=torch.float64)
+    torch.testing.assert_close(target.probs.cpu(), reference, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(target.one_hot.cpu(), one_hot_target(labels.cpu(), 3, ignore_index=255, dtype=torch.float64).probs, rtol=0, atol=0)
+    assert (target.probs is target.one_hot) == (make is one_hot_target)  # one and the same where they are equal
