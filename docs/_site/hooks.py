@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import re
 import sys
@@ -14,13 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import matplotlib
 import torch
+from method_cards import FAMILIES, card, gallery
+from method_pictures import picture
+from method_table import ROOT, read_methods
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-
-from method_cards import FAMILIES, card, gallery  # noqa: I001
-from method_pictures import picture
-from method_table import ROOT, read_methods
 
 # Files of the repository that are pages of the site as they are: where they lie -> where they go.
 OUTSIDE = {"README.md": "overview.md", "datasets/README.md": "data.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -28,6 +26,7 @@ OUTSIDE = {"README.md": "overview.md", "datasets/README.md": "data.md", "CONTRIB
 # Public packages and modules, in the order in which data flow. One that is not there yet has no page.
 REFERENCE = (
     ("densecal", "By name"),
+    ("densecal.labels", "Label maps"),
     ("densecal.targets", "Targets"),
     ("densecal.perturbation", "Perturbation"),
     ("densecal.terms", "Terms"),
@@ -48,10 +47,12 @@ REFERENCE = (
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill the places of the navigation that the code knows."""
-    methods = [method for method in read_methods() if method.entries]
+    methods = read_methods()
     sections: list[Any] = ["methods/index.md"]
     for family, (title, _) in FAMILIES.items():
-        sections.append({title: [{method.name[0].upper() + method.name[1:]: f"methods/{method.slug}.md"} for method in methods if method.family == family]})
+        sections.append(
+            {title: [{method.name[0].upper() + method.name[1:]: f"methods/{method.slug}.md"} for method in methods if method.family == family]}
+        )
     reference = [{title: reference_page(name)} for name, title in REFERENCE if exists(name)]
     places = {"METHODS": sections, "REFERENCE": reference}
     config.nav = [{title: places.get(value, value) if isinstance(value, str) else value for title, value in entry.items()} for entry in config.nav]
@@ -66,7 +67,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pictures = {method.slug: drawn for method in methods if (drawn := picture(method)) is not None}
     made: dict[str, str | bytes] = {f"methods/{slug}.svg": drawn for slug, drawn in pictures.items()}
     made |= {f"methods/{method.slug}.md": card(method, has_picture=method.slug in pictures) for method in methods}
-    made["methods/index.md"] = gallery(methods, set(pictures))
+    made["methods/index.md"] = gallery(methods)
     made |= {reference_page(name): f"# `{name}`\n\n::: {name}\n" for name, _ in REFERENCE if exists(name)}
     made |= {page: (ROOT / path).read_text(encoding="utf-8") for path, page in OUTSIDE.items()}
     for path, content in made.items():
@@ -97,6 +98,3 @@ def exists(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False
-
-
-logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -34,12 +34,21 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "StochasticPerturbation": {"alpha": 0.05},
     "SCBCE": {"alpha": 0.05},
     "MbLSLoss": {"margin": 3.0},
-    "ACLSLoss": {"margin": 3.0, "weight": 1.0},
+    "ACLSLoss": {"margin": 3.0},
     "DistanceSmoothingTarget": {"scale": 2.0},
     "Overlap": {"alpha": 0.3, "beta": 0.7},
 }
 # Nothing to draw: they take any other method, or learn what they do from the training.
-WITHOUT = ("CompoundLoss", "DeepSupervisionLoss", "ScheduledTarget", "LossRule", "OnlineLabelSmoothingLoss", "BootstrappedCrossEntropy", "CRaCLoss", "ML1ACELoss")
+WITHOUT = (
+    "CompoundLoss",
+    "DeepSupervisionLoss",
+    "ScheduledTarget",
+    "LossRule",
+    "OnlineLabelSmoothingLoss",
+    "BootstrappedCrossEntropy",
+    "CRaCLoss",
+    "ML1ACELoss",
+)
 
 
 def label_map() -> Tensor:
@@ -109,9 +118,8 @@ def draw_shares(axes: Axes, target: SoftTarget, labels: Tensor) -> None:
 def draw_profile(axes: Axes, target: SoftTarget) -> None:
     for c, shares in enumerate(target.probs[0, :, INSIDE[0]]):
         axes.plot(shares, color=("#80868b", *COLORS[1:])[c], label=f"class {c}")
-    axes.set_title("the row through both pixels")
+    axes.set_title("shares along the row of both pixels")
     axes.set_xlabel("column")
-    axes.set_ylabel("share")
     axes.legend(frameon=False, fontsize=7, loc="center left")
 
 
@@ -156,9 +164,19 @@ def picture(method: Method) -> bytes | None:
         if not torch.equal(target.probs, target.one_hot) or isinstance(part, Target):
             panels += [lambda axes: draw_shares(axes, target, labels), lambda axes: draw_profile(axes, target)]
         panels.append(lambda axes: draw_pull(axes, loss, labels, needed))
-    style = {"svg.hashsalt": "densecal", "font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path"}
+    style = {
+        "svg.hashsalt": "densecal",
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+    }
     with matplotlib.rc_context(style):
-        figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.1), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.1), squeeze=False)
+        # Not a layout that fits itself, which takes longer than all else.
+        figure.subplots_adjust(left=0.01 if len(panels) > 1 else 0.12, right=0.99, bottom=0.2, top=0.88, wspace=0.35)
         for draw, place in zip(panels, axes[0], strict=True):
             draw(place)
         buffer = io.BytesIO()
