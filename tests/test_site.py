@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import os
 import re
@@ -78,6 +79,14 @@ def test_cards_have_formula_source_defaults_and_code_that_runs(methods, cards):
     assert "$$\nq_c(x) = \\frac" in svls
     assert "Islam and Glocker" in svls
     assert "from densecal.losses import SVLSLoss" in svls
+
+
+def test_docstrings_become_markdown(cards):
+    docstrings = importlib.import_module("docstrings")
+    assert doctest.testmod(docstrings) == (0, 1)
+    assert docstrings.to_markdown("See :class:`Loss`, :math:`x_1`.", lambda name: f"a.{name}") == (
+        'See <autoref optional identifier="a.Loss"><code>Loss</code></autoref>, \\(x_1\\).'
+    )
 
 
 def test_cards_say_what_is_needed(methods, cards):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -68,7 +69,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made: dict[str, str | bytes] = {f"methods/{slug}.svg": drawn for slug, drawn in pictures.items()}
     made |= {f"methods/{method.slug}.md": card(method, has_picture=method.slug in pictures) for method in methods}
     made["methods/index.md"] = gallery(methods)
-    made |= {reference_page(name): f"# `{name}`\n\n::: {name}\n" for name, _ in REFERENCE if exists(name)}
+    made |= {reference_page(name): reference(name) for name, _ in REFERENCE if exists(name)}
     made |= {page: (ROOT / path).read_text(encoding="utf-8") for path, page in OUTSIDE.items()}
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
@@ -93,8 +94,19 @@ def reference_page(name: str) -> str:
     return f"reference/{name}.md"
 
 
+def reference(name: str) -> str:
+    """The page of a package or module. A function that has the name of its file hides behind the file, so it is asked for by itself."""
+    parts = [f"# `{name}`", f"::: {name}"]
+    for entry in importlib.import_module(name).__all__:
+        if exists(f"{name}.{entry}"):
+            parts.append(
+                f"[](){{#{name}.{entry}}}\n\n::: {name}.{entry}.{entry}\n    options:\n      show_root_heading: true\n      show_root_full_path: false\n      show_root_toc_entry: true"
+            )
+    return "\n\n".join(parts) + "\n"
+
+
 def exists(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
+    except ModuleNotFoundError:  # of a package that is none
         return False

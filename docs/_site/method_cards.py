@@ -117,7 +117,7 @@ def card(method: Method, *, has_picture: bool) -> str:
     if needs:
         parts.append("## What it needs beside logits and labels")
         parts.append("`densecal-train` hands these over; in a loop of your own they go into `context` of the loss.")
-        parts.append("\n".join(f"- `{name}`: {SIDE_INPUTS[name]}" for name in needs))
+        parts.append("\n".join(f"- `{name}`: {SIDE_INPUTS.get(name, 'as its class says')}" for name in needs))
     code = example(method)
     if code:
         parts.append(f"## In Python\n\n```python\n{code}```")
