@@ -171,10 +171,23 @@ def test_source_archive_makes_the_same_wheel(content, tmp_path):
     source = tmp_path / f"densecal-{densecal.__version__}"
     files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
     assert {str(file.parts[0]) for file in files} == {
-        *("densecal", "configs", "datasets", "docs", "tests", "tools"),
+        *(".ci", ".github", "densecal", "configs", "datasets", "docs", "tests", "tools"),
         *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "mkdocs.yml", "pyproject.toml", ".gitignore"),
     }
-    assert {file.suffix for file in files if len(file.parts) > 1} <= {".py", ".sh", ".j2", ".css", ".js", ".yaml", ".md", ".typed", ".json", ".svg"}
+    assert {file.suffix for file in files if len(file.parts) > 1} <= {
+        "",
+        ".py",
+        ".sh",
+        ".j2",
+        ".css",
+        ".js",
+        ".yaml",
+        ".yml",
+        ".md",
+        ".typed",
+        ".json",
+        ".svg",
+    }
     assert not {part for file in files for part in file.parts if part == "__pycache__"}
     assert path.stat().st_size < 5e6
     again = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "again", cwd=source)

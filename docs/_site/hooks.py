@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import logging
 import os
 import re
 import sys
@@ -14,13 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import matplotlib
 import torch
+from method_cards import FAMILIES, card, gallery
+from method_pictures import picture
+from method_table import ROOT, read_methods
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-
-from method_cards import FAMILIES, card, gallery  # noqa: I001
-from method_pictures import picture
-from method_table import ROOT, read_methods
 
 # Files of the repository that are pages of the site as they are: where they lie -> where they go.
 OUTSIDE = {"README.md": "overview.md", "datasets/README.md": "data.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -28,6 +27,7 @@ OUTSIDE = {"README.md": "overview.md", "datasets/README.md": "data.md", "CONTRIB
 # Public packages and modules, in the order in which data flow. One that is not there yet has no page.
 REFERENCE = (
     ("densecal", "By name"),
+    ("densecal.labels", "Label maps"),
     ("densecal.targets", "Targets"),
     ("densecal.perturbation", "Perturbation"),
     ("densecal.terms", "Terms"),
@@ -48,10 +48,12 @@ REFERENCE = (
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill the places of the navigation that the code knows."""
-    methods = [method for method in read_methods() if method.entries]
+    methods = read_methods()
     sections: list[Any] = ["methods/index.md"]
     for family, (title, _) in FAMILIES.items():
-        sections.append({title: [{method.name[0].upper() + method.name[1:]: f"methods/{method.slug}.md"} for method in methods if method.family == family]})
+        sections.append(
+            {title: [{method.name[0].upper() + method.name[1:]: f"methods/{method.slug}.md"} for method in methods if method.family == family]}
+        )
     reference = [{title: reference_page(name)} for name, title in REFERENCE if exists(name)]
     places = {"METHODS": sections, "REFERENCE": reference}
     config.nav = [{title: places.get(value, value) if isinstance(value, str) else value for title, value in entry.items()} for entry in config.nav]
@@ -66,8 +68,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pictures = {method.slug: drawn for method in methods if (drawn := picture(method)) is not None}
     made: dict[str, str | bytes] = {f"methods/{slug}.svg": drawn for slug, drawn in pictures.items()}
     made |= {f"methods/{method.slug}.md": card(method, has_picture=method.slug in pictures) for method in methods}
-    made["methods/index.md"] = gallery(methods, set(pictures))
-    made |= {reference_page(name): f"# `{name}`\n\n::: {name}\n" for name, _ in REFERENCE if exists(name)}
+    made["methods/index.md"] = gallery(methods)
+    made |= {reference_page(name): reference(name) for name, _ in REFERENCE if exists(name)}
     made |= {page: (ROOT / path).read_text(encoding="utf-8") for path, page in OUTSIDE.items()}
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
@@ -92,11 +94,19 @@ def reference_page(name: str) -> str:
     return f"reference/{name}.md"
 
 
+def reference(name: str) -> str:
+    """The page of a package or module. A function that has the name of its file hides behind the file, so it is asked for by itself."""
+    parts = [f"# `{name}`", f"::: {name}"]
+    for entry in importlib.import_module(name).__all__:
+        if exists(f"{name}.{entry}"):
+            parts.append(
+                f"[](){{#{name}.{entry}}}\n\n::: {name}.{entry}.{entry}\n    options:\n      show_root_heading: true\n      show_root_full_path: false\n      show_root_toc_entry: true"
+            )
+    return "\n\n".join(parts) + "\n"
+
+
 def exists(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
+    except ModuleNotFoundError:  # of a package that is none
         return False
-
-
-logging.getLogger("matplotlib").setLevel(logging.ERROR)

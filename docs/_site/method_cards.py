@@ -13,7 +13,6 @@ from method_pictures import ARGUMENTS
 from method_table import ROOT, Method
 from torch import nn
 
-import densecal
 from densecal.targets import Target
 
 __all__ = ["FAMILIES", "card", "gallery"]
@@ -23,6 +22,7 @@ FAMILIES = {
     "terms": ("Comparisons and penalties", "What is made of logits and target: distances between the two, and penalties that shape the logits."),
     "perturbation": ("Perturbation", "Labels that are perturbed while training, at one level or at one of each image's own."),
     "losses": ("Around others", "Sums of the above, and what goes around any loss."),
+    "posthoc": ("After training", "Functions from a trained network's logits to better probabilities, fitted on cases that it was not trained on."),
 }
 
 # Side inputs, which `context` hands over by name.
@@ -54,7 +54,7 @@ def text_of(entry: Any) -> str:
     for section in others:
         if section.startswith("Reference:"):
             lines = textwrap.dedent(section.partition("\n")[2]).splitlines()
-            text += "\n\n!!! quote \"Reference\"\n\n" + textwrap.indent("\n".join(lines), "    ")
+            text += '\n\n!!! quote "Reference"\n\n' + textwrap.indent("\n".join(lines), "    ")
     return to_markdown(text, resolver(module))
 
 
@@ -71,18 +71,22 @@ def example(method: Method) -> str:
     entry = method.entries[0]
     package, name = public_name(entry).rsplit(".", 1)
     required = [parameter.name for parameter in inspect.signature(entry).parameters.values() if parameter.default is inspect.Parameter.empty]
-    arguments = {"case_ids": 'case_ids=["scan_1", "scan_2"]'}
+    arguments = {"case_ids": 'case_ids=["scan_1", "scan_2"]', "num_classes": "num_classes=3"}
+    if method.family == "posthoc":
+        return (
+            f"import torch\nfrom {package} import {name}\n\n"
+            "logits, labels = 4 * torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))  # of validation cases\n"
+            f"calibrator = {name}(3).fit([(logits, labels)])\nprobs = calibrator(logits)\n"
+        )
     if not issubclass(entry, nn.Module) or not set(required) <= set(arguments):
         return ""
     built = f"{name}({', '.join(arguments[parameter] for parameter in required)})"
     if package == "densecal.losses":
         return f"from densecal.losses import {name}\n\nloss_function = {built}\n"
     if issubclass(entry, Target):
-        activation = ', "sigmoid"' if entry().activation == "sigmoid" else ""
-        term = 'CrossEntropy()' if not activation else 'CrossEntropy()'
         return (
             f"from densecal.losses import CompoundLoss\nfrom {package} import {name}\nfrom densecal.terms import CrossEntropy\n\n"
-            f'loss_function = CompoundLoss({built}, {{"ce": {{"weight": 1.0, "term": {term}}}}})\n'
+            f'loss_function = CompoundLoss({built}, {{"ce": {{"weight": 1.0, "term": CrossEntropy()}}}})\n'
         )
     return (
         f"from densecal.losses import CompoundLoss\nfrom densecal.targets import OneHotTarget\nfrom densecal.terms import {name}\n\n"
@@ -115,12 +119,12 @@ def card(method: Method, *, has_picture: bool) -> str:
         name = public_name(entry)
         parts.append(f"## `{name.removeprefix('densecal.')}`")
         parts.append(text_of(entry))
-        parts.append(f"[All arguments][{name}]")
+        parts.append(f"[Arguments of `{name.removeprefix('densecal.')}`][{name}]")
     needs = needs_of(method)
     if needs:
         parts.append("## What it needs beside logits and labels")
         parts.append("`densecal-train` hands these over; in a loop of your own they go into `context` of the loss.")
-        parts.append("\n".join(f"- `{name}`: {SIDE_INPUTS[name]}" for name in needs))
+        parts.append("\n".join(f"- `{name}`: {SIDE_INPUTS.get(name, 'as its class says')}" for name in needs))
     code = example(method)
     if code:
         parts.append(f"## In Python\n\n```python\n{code}```")
@@ -128,15 +132,20 @@ def card(method: Method, *, has_picture: bool) -> str:
         parts.append("## On the command line, and its defaults")
         for config in method.configs:
             kind, _, value = config.partition("=")
-            command = f"loss=compound {kind}={value if kind == 'target' else f'[{value}]'}" if kind in ("target", "term") else config
+            commands = {
+                "target": f"loss=compound {config}",
+                "term": f"loss=compound term=[{value}]",
+                "posthoc": f"densecal-calibrate run=RUN {config}",
+            }
+            command = commands.get(kind, config)
             text = (ROOT / "configs" / kind / f"{value}.yaml").read_text(encoding="utf-8").rstrip()
-            parts.append(f"`{command}`\n\n```yaml title=\"configs/{kind}/{value}.yaml\"\n{text}\n```")
+            parts.append(f'`{command}`\n\n```yaml title="configs/{kind}/{value}.yaml"\n{text}\n```')
     elif method.how:
         parts.append(f"## On the command line\n\n{method.how[0].upper()}{method.how[1:]}.")
     return "\n\n".join(parts) + "\n"
 
 
-def gallery(methods: list[Method], pictures: set[str]) -> str:
+def gallery(methods: list[Method]) -> str:
     """The page that lists them all."""
     parts = [
         "# Methods",
@@ -153,10 +162,10 @@ def gallery(methods: list[Method], pictures: set[str]) -> str:
     parts.append(
         "## The pictures\n\n"
         "Each is drawn by the code when this site is built, on two structures that touch, with the defaults unless the page says otherwise.\n\n"
-        "- *Share that the label keeps*: what the target leaves to the class that the label names. The row through both pixels shows all three classes.\n"
+        "- *Share that the label keeps*: what the target leaves to the class that the label names. The shares along the row of both pixels show all three classes.\n"
         "- *Pull towards the label*: minus the gradient at the logit of the label's class, times the number of pixels, when everywhere in the image that class has the "
         "probability on the axis and the other two share the rest. Where a line crosses zero, training comes to rest: a target that is one-hot never lets it, one that is soft "
-        "does at the share that the label keeps. Orange is the pixel at the boundary, blue the one inside."
+        "does at the share that the label keeps. Orange is the pixel at the boundary, blue the one inside.\n"
+        "- *Probability of the network's class*: before and after, of made-up logits that are twice as large as they should be, fitted on those same pixels."
     )
-    assert pictures
     return "\n\n".join(parts) + "\n"

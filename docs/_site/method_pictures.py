@@ -19,6 +19,7 @@ from method_table import Method, read_methods
 from torch import Tensor, nn
 
 from densecal.losses import CompoundLoss
+from densecal.posthoc import Calibrator
 from densecal.targets import OneHotTarget, SoftTarget, Target
 from densecal.terms import CrossEntropy, Term
 
@@ -34,12 +35,21 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "StochasticPerturbation": {"alpha": 0.05},
     "SCBCE": {"alpha": 0.05},
     "MbLSLoss": {"margin": 3.0},
-    "ACLSLoss": {"margin": 3.0, "weight": 1.0},
+    "ACLSLoss": {"margin": 3.0},
     "DistanceSmoothingTarget": {"scale": 2.0},
     "Overlap": {"alpha": 0.3, "beta": 0.7},
 }
 # Nothing to draw: they take any other method, or learn what they do from the training.
-WITHOUT = ("CompoundLoss", "DeepSupervisionLoss", "ScheduledTarget", "LossRule", "OnlineLabelSmoothingLoss", "BootstrappedCrossEntropy", "CRaCLoss", "ML1ACELoss")
+WITHOUT = (
+    "CompoundLoss",
+    "DeepSupervisionLoss",
+    "ScheduledTarget",
+    "LossRule",
+    "OnlineLabelSmoothingLoss",
+    "BootstrappedCrossEntropy",
+    "CRaCLoss",
+    "ML1ACELoss",
+)
 
 
 def label_map() -> Tensor:
@@ -109,9 +119,8 @@ def draw_shares(axes: Axes, target: SoftTarget, labels: Tensor) -> None:
 def draw_profile(axes: Axes, target: SoftTarget) -> None:
     for c, shares in enumerate(target.probs[0, :, INSIDE[0]]):
         axes.plot(shares, color=("#80868b", *COLORS[1:])[c], label=f"class {c}")
-    axes.set_title("the row through both pixels")
+    axes.set_title("shares along the row of both pixels")
     axes.set_xlabel("column")
-    axes.set_ylabel("share")
     axes.legend(frameon=False, fontsize=7, loc="center left")
 
 
@@ -136,17 +145,34 @@ def draw_sequence(axes: Axes, target: Target) -> None:
     axes.legend(frameon=False)
 
 
+def draw_repair(axes: Axes, calibrator: type[Calibrator]) -> None:
+    """Confidence before and after, of logits that are twice as large as they should be."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(4, 3, 12, 12, generator=generator)
+    fair = 2 * nn.functional.interpolate(coarse, (48, 48), mode="bilinear")
+    labels = torch.multinomial(fair.softmax(1).movedim(1, -1).reshape(-1, 3), 1, generator=generator).reshape(4, 48, 48)
+    fitted = calibrator(3).fit([(2 * fair, labels)])
+    before, after = (values.gather(1, fair.argmax(1, keepdim=True)).flatten() for values in ((2 * fair).softmax(1), fitted(2 * fair)))
+    axes.plot([1 / 3, 1], [1 / 3, 1], color="#bdc1c6", linestyle="--")
+    axes.plot(before[::7], after[::7], ".", color=COLORS[0], markersize=2)
+    axes.set_title("probability of the network's class")
+    axes.set_xlabel("before")
+    axes.set_ylabel("after")
+
+
 def picture(method: Method) -> bytes | None:
     """An SVG, the same bytes for the same code; None for methods that have nothing to draw."""
     entry = method.entries[-1] if method.family == "perturbation" else method.entries[0]
     if entry.__name__ in WITHOUT:
         return None
     torch.manual_seed(0)
-    part = entry(**ARGUMENTS.get(entry.__name__, {}))
+    part = None if method.family == "posthoc" else entry(**ARGUMENTS.get(entry.__name__, {}))
     labels = label_map()
     context = side_inputs(labels)
     panels: list[Callable[[Axes], None]] = []
-    if isinstance(part, Target) and part.activation == "sigmoid":
+    if part is None:
+        panels = [lambda axes: draw_repair(axes, entry)]
+    elif isinstance(part, Target) and part.activation == "sigmoid":
         panels = [lambda axes: draw_sequence(axes, part)]
     else:
         loss = whole_loss(part)
@@ -156,9 +182,19 @@ def picture(method: Method) -> bytes | None:
         if not torch.equal(target.probs, target.one_hot) or isinstance(part, Target):
             panels += [lambda axes: draw_shares(axes, target, labels), lambda axes: draw_profile(axes, target)]
         panels.append(lambda axes: draw_pull(axes, loss, labels, needed))
-    style = {"svg.hashsalt": "densecal", "font.size": 8, "axes.titlesize": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path"}
+    style = {
+        "svg.hashsalt": "densecal",
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+    }
     with matplotlib.rc_context(style):
-        figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.1), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.1), squeeze=False)
+        # Not a layout that fits itself, which takes longer than all else.
+        figure.subplots_adjust(left=0.01 if len(panels) > 1 else 0.12, right=0.99, bottom=0.2, top=0.88, wspace=0.35)
         for draw, place in zip(panels, axes[0], strict=True):
             draw(place)
         buffer = io.BytesIO()

@@ -30,9 +30,9 @@ class Method:
 
     @property
     def family(self) -> str:
-        """``targets``, ``perturbation`` or ``terms``: what it changes."""
+        """``targets``, ``terms`` or ``perturbation``: the package of its first part; ``losses`` where it has none of its own."""
         packages = [entry.__module__.split(".")[1] for entry in self.entries]
-        return next((package for package in ("targets", "perturbation", "terms") if package in packages), "losses")
+        return next((package for package in packages if package != "losses"), "losses")
 
 
 def read_methods() -> list[Method]:
