@@ -82,6 +82,7 @@ def test_gpu_check_runs_without_a_gpu(tmp_path):
         "GPU_CHECK_SHAPES": "1,3,9,10",
         "GPU_CHECK_METRIC_SHAPES": "1,3,9,10",
         "GPU_CHECK_TARGET_SHAPES": "1,3,9,10",
+        "GPU_CHECK_TRAIN_SHAPE": "1,3,16,16",
         "GPU_CHECK_REPEATS": "1",
         "GPU_CHECK_DEVICE": "cpu",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
