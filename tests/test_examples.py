@@ -16,6 +16,7 @@ EXAMPLES = {
     "smp_camvid": ["--epochs", "1", "--limit", "2", "--batch-size", "2", "--size", "32", "64"],
     "huggingface_segformer": ["--epochs", "1", "--limit", "4", "--batch-size", "2", "--accumulate", "2", "--size", "32", "64"],
     "monai_spleen": ["--epochs", "1", "--roi", "16"],
+    "nnunet_hippocampus": ["--epochs", "1", "--iterations", "2", "--limit", "6"],
 }
 """Small settings of each."""
 REAL = {
@@ -24,6 +25,7 @@ REAL = {
     "smp_camvid": "CamVid",
     "huggingface_segformer": "CamVid",
     "monai_spleen": "Task09_Spleen",
+    "nnunet_hippocampus": "Task04_Hippocampus",
 }
 NEEDS = {
     "plain_pytorch": ["torchvision"],
@@ -31,7 +33,10 @@ NEEDS = {
     "smp_camvid": ["albumentations", "segmentation_models_pytorch"],
     "huggingface_segformer": ["transformers", "accelerate"],
     "monai_spleen": ["monai"],
+    "nnunet_hippocampus": ["nnunetv2", "hydra"],
 }
+SLOW = ("nnunet_hippocampus",)
+"""Minutes, even with small settings."""
 BUNDLE = "configs/monai_bundle/configs/train.yml"
 """tests/integrations/test_monai_bundle.py runs it."""
 
@@ -60,7 +65,7 @@ def test_every_example_is_run():
     assert names == set(EXAMPLES) == set(REAL) == set(NEEDS)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in EXAMPLES])
 def test_example_runs_on_made_data(name, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("DENSECAL_DATA", raising=False)
     ece, quality = scores(run(name, EXAMPLES[name], monkeypatch, tmp_path, capsys))

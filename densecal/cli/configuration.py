@@ -36,7 +36,7 @@ from densecal.labels import LabelSchema
 from densecal.registry import MODELS, near_matches
 from densecal.resources import configs_dir
 
-__all__ = ["CommandError", "accepted", "build", "build_loss", "command", "given_settings", "prepare_arguments"]
+__all__ = ["CommandError", "accepted", "build", "build_loss", "command", "composed", "given_settings", "prepare_arguments"]
 
 _CARD_PATHS: list[str] = []
 """Cards of the user's own that this command line names by their files."""
@@ -107,6 +107,27 @@ def prepare_arguments(argv: Sequence[str], config_name: str) -> list[str]:
             GlobalHydra.instance().clear()
     rewritten: dict[str, str] = dict(zip(args.overrides, overrides, strict=True))
     return [additions.get(rewritten.get(arg, arg), rewritten.get(arg, arg)) for arg in argv]
+
+
+def composed(argv: Sequence[str], config_name: str) -> DictConfig:
+    """The checked config of a command line whose command is another program's.
+
+    Args:
+        argv: Settings, ``key=value``, and maybe ``--config-dir DIR``.
+        config_name: The primary config.
+
+    Raises:
+        CommandError: As :func:`prepare_arguments`; where a setting is missing; or where there are other options.
+    """
+    register_settings()
+    args = get_args_parser().parse_args(prepare_arguments(argv, config_name))
+    if other := [arg for arg in argv if arg.startswith("-") and not arg.startswith(("--config-dir", "-cd"))]:
+        raise CommandError(f"{other[0]}: expected settings, key=value, and no option but --config-dir.")
+    extra = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(configs_dir())):
+        config = _compose(config_name, args.overrides + extra)
+    _check_nothing_missing(config)
+    return config
 
 
 def _with_own_cards(overrides: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ __all__ = [
     "CorruptLabelsSettings",
     "EvaluateSettings",
     "FindLabelErrorsSettings",
+    "NNUNetSettings",
     "PredictSettings",
     "SoftLabelSettings",
     "TrainSettings",
@@ -168,6 +169,17 @@ class FindLabelErrorsSettings(_ScoredSettings):
     known: str | None = None
 
 
+@dataclass
+class NNUNetSettings:
+    """``configs/nnunet.yaml`` explains each setting and gives its default."""
+
+    loss: Any = MISSING
+    perturbation: Any = None
+    epochs: int | None = None
+    iterations: int | None = None
+    val_iterations: int | None = None
+
+
 def register_settings() -> None:
     """Let the YAML files name the classes above in their defaults, and the command line a pair of architecture and encoder."""
     register_sources()
@@ -179,3 +191,4 @@ def register_settings() -> None:
     store.store(name="calibrate_settings", node=CalibrateSettings)
     store.store(name="corrupt_labels_settings", node=CorruptLabelsSettings)
     store.store(name="find_label_errors_settings", node=FindLabelErrorsSettings)
+    store.store(name="nnunet_settings", node=NNUNetSettings)

@@ -25,7 +25,7 @@ from densecal.resources import cards_dir
 
 __all__ = ["Augmentation", "DataCard", "card_names", "list_cards", "load_card", "override_card", "resolve_root"]
 
-LAYOUTS = ("decathlon", "paired")
+LAYOUTS = ("decathlon", "nnunet", "paired")
 RATER_FUSIONS = ("mean", "majority", "staple", "random", "all")
 NORMALISATIONS = {3: ("zscore", "zscore_nonzero", "percentile", "none"), 2: ("imagenet", "zscore", "percentile", "none")}
 """By the number of spatial dims."""
@@ -98,7 +98,8 @@ class DataCard:
         folder: Folder of the set below ``$DENSECAL_DATA``.
         root: Folder of the set itself; wins over ``folder``.
         test_root: Folder of a second set in the same layout. The trained model is evaluated on all its cases instead of on the test split.
-        layout: ``"decathlon"`` (dataset.json, imagesTr, labelsTr) or ``"paired"`` (images and labels by patterns).
+        layout: ``"decathlon"`` (dataset.json, imagesTr, labelsTr), ``"nnunet"`` (its raw layout: ``imagesTr/<id>_0000.nii.gz``, a file for each channel, and
+            ``labelsTr``; volumes only) or ``"paired"`` (images and labels by patterns).
         image_files: Where the images of a paired set lie, relative to its folder: a path with ``{id}`` for the name of the case, maybe ``{subject}`` for a folder of a
             person, place or film (names need to differ only within it, and a drawn split never cuts through it), ``{split}`` for the set's own name of a split, ``*``
             for any part of a name, ``**`` for any folders, and ``.*`` for any ending of an image.
@@ -129,7 +130,7 @@ class DataCard:
         palette: One ``[red, green, blue]`` of 0 to 255 per class; empty for the default.
         soft_labels: Whether label files hold one share per class, ``(X, Y, Z, C)`` floats that sum to 1 (all 0 where there is no label). Of images they are ``.npy`` or
             ``.npz`` files ``(H, W, C)`` or, for two classes, grey files whose brightness is the share of the second.
-        image_channels: Number of image channels. More than one are stored as the fourth axis of a volume; those of an image are 1 or 3.
+        image_channels: Number of image channels. More than one are stored as the fourth axis of a volume, or (``nnunet``) in a file each; those of an image are 1 or 3.
         exif: What the orientation that a camera stored in an image does: ``"apply"`` turns the image as viewers show it, ``"ignore"`` keeps the pixels as stored.
             Labels are never turned. Images only.
         modality: For the report, "MRI T1" for example.

@@ -16,7 +16,7 @@ from densecal.data.card import DataCard
 from densecal.data.medium import medium_of
 from densecal.registry import near_matches
 
-__all__ = ["Case", "Companion", "case_id_of", "decathlon", "find_cases", "paired"]
+__all__ = ["Case", "Companion", "case_id_of", "decathlon", "find_cases", "nnunet", "paired"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Case:
 
 def find_cases(root: Path, card: DataCard) -> list[Case]:
     """The cases below ``root`` in the card's layout, sorted by id, without those in ``card.exclude``. Files are not opened and need not exist."""
-    cases = {"decathlon": decathlon, "paired": paired}[card.layout](root, card)
+    cases = {"decathlon": decathlon, "nnunet": nnunet, "paired": paired}[card.layout](root, card)
     return [case for case in cases if case.id not in card.exclude]
 
 
@@ -97,6 +97,17 @@ def decathlon(root: Path, card: DataCard) -> list[Case]:
             f'{listing}: expected "training" to be a list of {{"image": path, "label": path}} ({type(error).__name__}: {error}).'
         ) from None
     return sorted((case for case in cases if not case.image[0].name.startswith("._")), key=lambda case: case.id)
+
+
+def nnunet(root: Path, card: DataCard) -> list[Case]:
+    """Cases in nnU-Net's raw layout: ``imagesTr/<id>_0000.nii.gz`` and so on, a file for each of the card's ``image_channels``, and ``labelsTr/<id>.nii.gz``."""
+    cases = paired(root, replace(card, image_files="imagesTr/{id}_0000.*", label_files=["labelsTr/{id}.*"], layout="paired"))
+    return [replace(case, image=tuple(_channel(case, number) for number in range(card.image_channels))) for case in cases]
+
+
+def _channel(case: Case, number: int) -> Path:
+    ending = case.image[0].name.removeprefix(f"{case.id}_0000")
+    return case.image[0].with_name(f"{case.id}_{number:04}{ending}")
 
 
 def paired(root: Path, card: DataCard) -> list[Case]:

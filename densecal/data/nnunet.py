@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densecal.data.arrays import one_line
+from densecal.data.arrays import file_stem, one_line
 from densecal.labels import DEFAULT_IGNORE_INDEX
 
 if TYPE_CHECKING:
     from densecal.data.card import DataCard
 
-__all__ = ["LabelDescription", "describe_labels", "description_file", "description_of", "turns_to_ras"]
+__all__ = ["LabelDescription", "describe_labels", "description_file", "description_of", "turns_to_ras", "validated_cases"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,26 @@ def turns_to_ras(predictions: Path) -> bool:
     path = description_file(predictions, "plans.json")
     content = None if path is None else _read_json(path)
     return isinstance(content, dict) and content.get("image_reader_writer") == "NibabelIOWithReorient"
+
+
+def validated_cases(predictions: Path) -> frozenset[str] | None:
+    """The cases that nnU-Net's own validation of a fold was of, by the ``summary.json`` that it ends with; ``None`` for any other folder.
+
+    ``labelsTr`` holds the cases of all folds, of which a fold's ``validation`` predicts its own.
+
+    Raises:
+        ValueError: If ``summary.json`` cannot be read.
+    """
+    path = predictions / "summary.json"
+    if not _trainer(predictions) or not path.is_file():
+        return None
+    try:
+        files = [str(case["prediction_file"]) for case in _read_json(path)["metric_per_case"]]
+    except (KeyError, TypeError):
+        raise ValueError(
+            f'{path}: expected "metric_per_case" to name the "prediction_file" of each case. Mend it, or move it out of the folder.'
+        ) from None
+    return frozenset(stem for file in files if (stem := file_stem(Path(file.replace("\\", "/")))))
 
 
 def description_file(predictions: Path, name: str) -> Path | None:

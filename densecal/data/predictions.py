@@ -26,7 +26,7 @@ from torch import Tensor
 from densecal.checks import check_choice
 from densecal.data.arrays import ArrayFile, file_stem, one_line, open_array
 from densecal.data.card_labels import CardLabels
-from densecal.data.nnunet import describe_labels, turns_to_ras
+from densecal.data.nnunet import describe_labels, turns_to_ras, validated_cases
 from densecal.data.validate import DataProblems, Problem
 from densecal.data.volumes.nifti import corner_shift, plane_names
 from densecal.labels import DEFAULT_IGNORE_INDEX
@@ -123,7 +123,7 @@ class PredictionFolder:
 
     Args:
         predictions: Folder of predictions. ``dataset.json`` in it (for nnU-Net's ``fold_*/validation`` two folders up), in the labels' folder or
-            beside ``labelsTr`` gives class names, regions and the ignore label.
+            beside ``labelsTr`` gives class names, regions and the ignore label. For such a folder ``summary.json`` says which cases it should hold.
         labels: Folder of reference labels, or the labels of a data set that has a card.
         num_classes: Number of channels C. By default that of ``dataset.json``, else of the first prediction.
         activation: ``"softmax"`` for exclusive classes, ``"sigmoid"`` for regions that may overlap. By default softmax, unless there are ``regions``.
@@ -208,6 +208,10 @@ class PredictionFolder:
         self._reorients = turns_to_ras(self.predictions)
 
         self._label_files, self._prediction_files = self._match(prediction_suffix, label_suffix)
+        of_fold = validated_cases(self.predictions)
+        if of_fold is not None:
+            there = of_fold | self._prediction_files.keys()
+            self._label_files = {case_id: files for case_id, files in self._label_files.items() if case_id in there}
         self.case_ids: tuple[str, ...] = tuple(
             case_id for case_id, files in sorted(self._label_files.items()) if len(files) == 1 == len(self._prediction_files.get(case_id, ()))
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from densecal.checks import check_choice
-from densecal.labels import DEFAULT_IGNORE_INDEX
+from densecal.labels import DEFAULT_IGNORE_INDEX, LabelSchema
 from densecal.ops import slab_losses
 from densecal.ops.activation import Activation
 from densecal.ops.backend import NotCovered, say_once, why_not_triton
@@ -20,7 +20,7 @@ from densecal.ops.neighbourhood import Border, Kernel, normalized_convolution
 if TYPE_CHECKING:
     from densecal.targets.one_hot import LabelMap
 
-__all__ = ["Neighbourhood", "Recipe", "SoftTarget", "Target", "Uniform", "smooth_evenly"]
+__all__ = ["Neighbourhood", "Recipe", "SoftTarget", "Target", "Uniform", "check_activation", "smooth_evenly"]
 
 
 class Recipe:
@@ -314,3 +314,18 @@ class Target(nn.Module):
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, ignore_index={self.ignore_index}"
+
+
+def check_activation(loss: nn.Module, schema: LabelSchema) -> None:
+    """Hold the targets in a loss against what a data set's labels are.
+
+    Raises:
+        ValueError: If one is for classes where there are regions, or the other way round.
+    """
+    other = next((module for module in loss.modules() if isinstance(module, Target) and module.activation != schema.activation), None)
+    if other is not None:
+        what = "The classes of a label map exclude each other." if schema.activation == "softmax" else "Regions are independent of each other."
+        raise ValueError(
+            f"Expected a loss with activation={schema.activation}, but got {other.activation} in its {type(other).__name__}. {what} Leave `activation` out of the "
+            "loss's settings, or choose another loss."
+        )

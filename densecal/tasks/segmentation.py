@@ -19,7 +19,7 @@ from densecal.inference import Inferer, full_resolution
 from densecal.labels import LabelSchema
 from densecal.losses import CompoundLoss, DeepSupervisionLoss
 from densecal.metrics import Evaluation, SegmentationEvaluation
-from densecal.targets import Target
+from densecal.targets.base import check_activation
 from densecal.tasks.non_finite import NON_FINITE, NonFinite, NonFiniteLoss, describe_fault, finite_everywhere, weights_are_finite
 
 __all__ = ["SegmentationTask"]
@@ -93,7 +93,7 @@ class SegmentationTask(L.LightningModule):
         foreground_radius: int = 3,
     ) -> None:
         super().__init__()
-        _check_activation(loss, schema)
+        check_activation(loss, schema)
         check_positive("encoder_lr_ratio", encoder_lr_ratio)
         check_choice("non_finite", non_finite, NON_FINITE)
         check_positive("max_skipped", max_skipped)
@@ -267,16 +267,6 @@ class SegmentationTask(L.LightningModule):
         optimizer = self.make_optimizer([{"params": head, "name": "head"}, {"params": encoder, "name": "encoder"}])
         optimizer.param_groups[1]["lr"] = optimizer.param_groups[1]["lr"] * self.encoder_lr_ratio
         return optimizer
-
-
-def _check_activation(loss: nn.Module, schema: LabelSchema) -> None:
-    other = next((module for module in loss.modules() if isinstance(module, Target) and module.activation != schema.activation), None)
-    if other is not None:
-        what = "The classes of a label map exclude each other." if schema.activation == "softmax" else "Regions are independent of each other."
-        raise ValueError(
-            f"Expected a loss with activation={schema.activation}, but got {other.activation} in its {type(other).__name__}. {what} Leave `activation` out of the "
-            "loss's settings, or choose another loss."
-        )
 
 
 def _suited(make_scheduler: Callable[..., LRScheduler], steps: int, ratios: list[float]) -> Callable[..., LRScheduler]:

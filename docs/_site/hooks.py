@@ -41,7 +41,9 @@ REFERENCE = (
     ("densecal.inference", "Inference"),
     ("densecal.report", "Reports"),
     ("densecal.integrations.monai", "MONAI"),
+    ("densecal.integrations.nnunet", "nnU-Net"),
     ("densecal.integrations.lightning", "Lightning"),
+    ("densecal.integrations.huggingface", "Hugging Face"),
     ("densecal.integrations.smp", "segmentation-models-pytorch"),
 )
 

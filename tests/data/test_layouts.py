@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from volumes import save
 
 from densecal.data.card import DataCard
-from densecal.data.layouts import decathlon, find_cases, paired
+from densecal.data.layouts import decathlon, find_cases, nnunet, paired
+from densecal.data.validate import find_problems
+from densecal.data.volumes.transforms import prepare_transforms
 
 CARD = DataCard(name="x", classes=["a", "b"], subject_pattern=r"_(\d+)", subject_size=2, layout="decathlon")
 
@@ -45,6 +50,29 @@ def test_decathlon_malformed_json_is_one_line(tmp_path: Path, content: str) -> N
     with pytest.raises(ValueError, match=r"dataset\.json: expected \"training\" to be a list") as error:
         decathlon(tmp_path, CARD)
     assert "\n" not in str(error.value)
+
+
+def test_nnunet_has_a_file_for_each_channel(tmp_path: Path) -> None:
+    names = ("h_0000_0000.nii.gz", "h_0000_0001.nii.gz", "h_3_0000.nii.gz", "h_3_0001.nii.gz")
+    touch(*(tmp_path / "imagesTr" / name for name in names), *(tmp_path / "labelsTr" / f"{name}.nii.gz" for name in ("h_0000", "h_3", "h_4")))
+    cases = find_cases(tmp_path, replace(CARD, layout="nnunet", image_channels=2, subject_pattern=None, subject_size=1))
+    assert [case.id for case in cases] == ["h_0000", "h_3", "h_4"], "a label without an image is a case too, so that it is reported"
+    assert [file.name for file in cases[0].image] == list(names[:2])
+    assert [file.name for file in cases[2].image] == ["h_4_0000.nii.gz", "h_4_0001.nii.gz"]
+    assert cases[1].label == tmp_path / "labelsTr" / "h_3.nii.gz"
+
+
+def test_nnunet_channels_are_stacked(tmp_path: Path) -> None:
+    values = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    for channel in range(2):
+        save(tmp_path / "imagesTr" / f"a_{channel:04}.nii.gz", values + 100 * channel)
+    save(tmp_path / "labelsTr" / "a.nii.gz", (values > 30).astype(np.uint8))
+    card = DataCard("mri", ["rest", "core"], layout="nnunet", image_channels=2, normalisation="none", patch_size=[3, 4, 5])
+    (case,) = nnunet(tmp_path, card)
+    assert find_problems([case], card) == []
+    image = prepare_transforms(card)({"image": [str(file) for file in case.image], "label": str(case.label)})["image"]
+    assert image.shape == (2, 3, 4, 5)
+    assert (image[1] - image[0] == 100).all()
 
 
 def test_paired_matches_by_name(tmp_path: Path) -> None:

@@ -433,6 +433,23 @@ def test_dataset_json_in_its_usual_places(tmp_path: Path, where: str) -> None:
     assert PredictionFolder(predictions, labels).class_names == ("background", "cyst", "vein")
 
 
+def test_validation_of_a_fold_should_hold_the_cases_of_its_summary(tmp_path: Path) -> None:
+    """And no others, though ``labelsTr`` has the labels of all folds."""
+    predictions, labels = tmp_path / "trainer" / "fold_0" / "validation", tmp_path / "raw" / "labelsTr"
+    write_nnunet(predictions, "a", make_probs())
+    for name in ("a", "b", "c"):
+        write(labels / f"{name}.nii.gz", make_label())
+    assert [problem.case_id for problem in PredictionFolder(predictions, labels).problems()] == ["b", "c"]
+    cases = [{"prediction_file": f"/data/results/fold_0/validation/{name}.nii.gz", "metrics": {}} for name in ("a", "b")]
+    (predictions / "summary.json").write_text(json.dumps({"metric_per_case": cases}))
+    folder = PredictionFolder(predictions, labels)
+    assert folder.case_ids == ("a",)
+    assert [(problem.case_id, problem.kind) for problem in folder.problems()] == [("b", "missing")]
+    (predictions / "summary.json").write_text(json.dumps({"metric_per_case": ["a"]}))
+    with pytest.raises(ValueError, match=r'summary\.json: expected "metric_per_case" to name the "prediction_file" of each case'):
+        PredictionFolder(predictions, labels)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
