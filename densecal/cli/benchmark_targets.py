@@ -64,6 +64,7 @@ def _smoothed(one_hot: Make) -> Make:
 
 def _by_torch(target: SoftTarget) -> Tensor:
     """As it is made of soft labels, or under ``torch.compile``: windows along one axis after the other."""
+    target.backend = "torch"
     return target.recipe(target.one_hot, target.valid, target.activation)
 
 

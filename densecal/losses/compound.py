@@ -132,6 +132,7 @@ class CompoundLoss(nn.Module):
         label = align_label(target, logits)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         soft_target = self.target(label, logits.shape[1], spatial_dims=spatial_dims, dtype=dtype, context=_only(checked, self.target.needs))
+        soft_target.backend = self.backend
         return logits, soft_target, checked
 
     def forward(self, logits: Tensor, target: Tensor, *, context: Mapping[str, Any] | None = None) -> Tensor:

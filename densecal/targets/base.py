@@ -13,7 +13,7 @@ from densecal.checks import check_choice
 from densecal.labels import DEFAULT_IGNORE_INDEX, LabelSchema
 from densecal.ops import slab_losses
 from densecal.ops.activation import Activation
-from densecal.ops.backend import NotCovered, say_once, why_not_triton
+from densecal.ops.backend import Backend, NotCovered, say_once, why_not_triton
 from densecal.ops.label_losses import LabelShares
 from densecal.ops.neighbourhood import Border, Kernel, normalized_convolution
 
@@ -98,6 +98,8 @@ class SoftTarget:
         activation: ``"softmax"`` for exclusive classes, ``"sigmoid"`` for regions that may overlap.
         hard: Whether the labels said one class, or yes or no, for each pixel, before any smoothing.
         dtype: Floating type of ``probs``.
+        backend: ``"torch"`` takes no kernel; otherwise one makes ``probs`` and ``one_hot`` of a label map on a GPU, where it covers the recipe. A loss
+            gives its own to what its target makes.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class SoftTarget:
         activation: Activation = "softmax",
         hard: bool = True,
         dtype: torch.dtype = torch.float32,
+        backend: Backend = "auto",
     ) -> None:
         self.labels = labels
         self.num_classes = num_classes
@@ -118,6 +121,7 @@ class SoftTarget:
         self.activation: Activation = activation
         self.hard = hard
         self.dtype = dtype
+        self.backend: Backend = backend
         self._valid = valid
         self._one_hot = soft_labels
         self._probs: Tensor | None = None
@@ -134,6 +138,7 @@ class SoftTarget:
             activation=self.activation,
             hard=hard,
             dtype=self.dtype,
+            backend=self.backend,
         )
 
     @property
@@ -191,6 +196,8 @@ class SoftTarget:
         if self.labels is None or torch.compiler.is_compiling():
             return None
         labels = self.labels.given
+        if self.backend == "torch" and labels.device.type != "cpu":
+            return None
         try:
             shares = which()
             if shares.is_one_hot and self._one_hot is not None:

@@ -5,12 +5,14 @@ import reference
 import torch
 from cases import each_dimension, make_case
 
+from densecal.losses import SVLSLoss
 from densecal.ops.backend import say_once
 from densecal.registry import TARGETS
 from densecal.targets import (
     LabelSmoothingTarget,
     NeighbourProportionsTarget,
     SVLSTarget,
+    base,
     label_smoothing_target,
     neighbour_proportions_target,
     one_hot_target,
@@ -121,6 +123,23 @@ def test_millimetres_need_spacing_and_follow_it():
 def test_options_are_checked_when_built(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_loss_gives_its_backend_to_its_target():
+    for backend in ("torch", "auto"):
+        logits, label_map = make_case((5, 7)).logits, make_case((5, 7)).label_map
+        target = SVLSLoss(backend=backend)._prepared(logits, label_map, None)[1]
+        assert target.backend == target.with_recipe(target.recipe, hard=True).backend == backend
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_kernel_is_left_out_by_choice(monkeypatch):
+    labels = torch.randint(0, 3, (1, 15, 15), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(base, "_maker", lambda device, shares: pytest.fail("a kernel was taken"))
+    target = svls_target(labels.cuda(), 3)
+    target.backend = "torch"
+    torch.testing.assert_close(target.one_hot.cpu(), torch.nn.functional.one_hot(labels).movedim(-1, 1).float())
+    torch.testing.assert_close(target.probs.cpu(), target.recipe(target.one_hot.cpu(), target.valid.cpu(), "softmax"))
 
 
 @pytest.mark.gpu
