@@ -194,7 +194,7 @@ def picture(method: Method) -> bytes | None:
     with matplotlib.rc_context(style):
         figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.1), squeeze=False)
         # Not a layout that fits itself, which takes longer than all else.
-        figure.subplots_adjust(left=0.01 if len(panels) > 1 else 0.12, right=0.99, bottom=0.2, top=0.88, wspace=0.35)
+        figure.subplots_adjust(left=0.01 if len(panels) > 1 else 0.2, right=0.99, bottom=0.2, top=0.88, wspace=0.35)
         for draw, place in zip(panels, axes[0], strict=True):
             draw(place)
         buffer = io.BytesIO()
