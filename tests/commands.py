@@ -59,6 +59,7 @@ def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: 
     torch.set_num_threads(1)
     # As in a process that was started from a shell; this one has inherited the fork server that it comes from.
     multiprocessing.set_start_method("fork", force=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore Ctrl-C
     if die_in is not None:
         _plant(die_in, epoch, _HARM[by])
     sys.argv = [f"densecal-{name}", *arguments]

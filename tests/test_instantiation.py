@@ -61,6 +61,8 @@ def test_anything_else_is_refused(target):
 
 def test_every_config_of_densecal_s_is_known():
     for path in (ROOT / "configs").rglob("*.yaml"):
+        if path.parent.name == "posthoc":  # a run's config names no calibrator
+            continue
         check_trusted(yaml.safe_load(path.read_text()), path)
 
 

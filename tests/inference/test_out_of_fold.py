@@ -49,7 +49,7 @@ def runs(tmp_path, monkeypatch):
             (folder / "splits.json").write_text(json.dumps({name: [f"s{n:03}" for n in numbers] for name, numbers in split.items()}))
         cards = dict(zip(folders, [card] * len(folders), strict=True))
 
-        def from_run(run, checkpoint, device, inference):
+        def from_run(run, checkpoint, device, inference, *, trust_config):
             asked.append(checkpoint)
             logits = [0.0, 0.0, 0.0]
             logits[folders.index(run)] = 50.0
@@ -118,7 +118,7 @@ def test_out_of_fold_errors(runs, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(
                 "densecal.inference.out_of_fold.Predictor.from_run",
-                lambda run, *_, cards=cards: Predictor(Constant([0.0] * 3), cards[folders.index(run)], WholeImage(3)),
+                lambda run, *_, cards=cards, trust_config: Predictor(Constant([0.0] * 3), cards[folders.index(run)], WholeImage(3)),
             )
             with pytest.raises(ValueError, match=message):
                 OutOfFoldCases(folders)
