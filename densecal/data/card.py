@@ -142,6 +142,8 @@ class DataCard:
         num_folds: Cross-validation: the subjects are divided into so many folds by ``split_seed``, and those of ``fold`` are the test split instead of a share of
             ``test_fraction``. Every case is tested on in exactly one fold. ``None`` for a single split.
         fold: The fold to test on, counted from 0. ``-m data.num_folds=5 data.fold=0,1,2,3,4`` trains all five.
+        held_out_fold: A fold that is in no split at all, so that methods can be chosen on the others without anybody having looked at it. It is tested on, once, with
+            ``fold`` at its number and this at ``None``.
         splits: Case ids of ``train``, ``val`` and ``test``; where given, nothing is drawn.
         orientation: Axis codes such as ``"RAS"`` to turn every volume to, or ``None`` to keep its axes. Volumes only.
         spacing: Voxel size to resample to, in mm per axis, or ``None`` to keep it. Volumes only.
@@ -212,6 +214,7 @@ class DataCard:
     split_seed: int = 0
     num_folds: int | None = None
     fold: int | None = None
+    held_out_fold: int | None = None
     splits: dict[str, list[str]] = field(default_factory=dict)
     orientation: str | None = None
     spacing: list[float] | None = None
@@ -280,17 +283,22 @@ class DataCard:
             raise ValueError("`subject_size` needs `subject_pattern`: a regular expression whose first group is the number in the case id.")
 
     def _check_folds(self) -> None:
-        if self.num_folds is None and self.fold is None:
+        if self.num_folds is None and self.fold is None and self.held_out_fold is None:
             return
         if self.num_folds is None or self.fold is None:
-            given, other = ("fold", "num_folds") if self.num_folds is None else ("num_folds", "fold")
+            given, other = ("num_folds", "fold") if self.num_folds is not None else ("fold" if self.fold is not None else "held_out_fold", "num_folds")
             raise ValueError(f"`{given}` needs `{other}`: num_folds=5 fold=0 tests on the first of five folds.")
         if self.num_folds < 2:
             raise ValueError(f"Expected `num_folds` to be 2 or more, or null for a single split, but got {self.num_folds}.")
-        if not 0 <= self.fold < self.num_folds:
-            raise ValueError(f"Expected `fold` in 0 to {self.num_folds - 1}, as `num_folds` is {self.num_folds}, but got {self.fold}.")
-        if self.val_fraction + 1 / self.num_folds >= 1:
-            raise ValueError(f"Expected `val_fraction` below {1 - 1 / self.num_folds:.3g}, the share outside a fold, but got {self.val_fraction}.")
+        for name in ("fold", "held_out_fold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < self.num_folds:
+                raise ValueError(f"Expected `{name}` in 0 to {self.num_folds - 1}, as `num_folds` is {self.num_folds}, but got {value}.")
+        if self.fold == self.held_out_fold:
+            raise ValueError(f"Expected `fold` and `held_out_fold` to differ, but both are {self.fold}. To test on that fold, set held_out_fold to null.")
+        rest = 1 - (1 if self.held_out_fold is None else 2) / self.num_folds
+        if self.val_fraction >= rest:
+            raise ValueError(f"Expected `val_fraction` below {rest:.3g}, the share outside a fold, but got {self.val_fraction}.")
         for name, value in (("splits", self.splits), ("split_names.test", self.split_names.get("test")), ("test_root", self.test_root)):
             if value:
                 raise ValueError(f"`fold` and `{name}` both say what is tested on. Leave out one of them.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from densecal.data.card import SPLITS, DataCard
 from densecal.data.layouts import Case
@@ -18,7 +19,7 @@ def split_cases(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
 
     Subjects are ordered by a hash of ``(split_seed, subject)`` and cut at the card's fractions. The split therefore depends on neither the training seed nor the
     order of the files, and a subject that is added later moves at most a few others across a cut. A fraction above 0 gives at least one subject. Folds are pieces of the
-    same order, as equal as they can be: ``fold`` is tested on, and the subjects after it, going round, are those of validation.
+    same order, as equal as they can be: ``fold`` is tested on, the subjects after it, going round, are those of validation, and ``held_out_fold`` is passed over.
 
     Args:
         cases: All cases of the set.
@@ -50,13 +51,15 @@ def _drawn(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
     if card.num_folds is not None and card.fold is not None:
         if len(subjects) < card.num_folds:
             raise ValueError(f"Expected at least {card.num_folds} subjects for `num_folds`, but the data set {card.name} has {len(subjects)}.")
-        start, end = (len(subjects) * fold // card.num_folds for fold in (card.fold, card.fold + 1))
-        sizes["test"] = end - start
-        subjects = subjects[start:] + subjects[:start]
+        bounds = [len(subjects) * fold // card.num_folds for fold in range(card.num_folds + 1)]
+        folds = [subjects[start:end] for start, end in pairwise(bounds)]
+        sizes["test"] = len(folds[card.fold])
+        order = [*range(card.fold, card.num_folds), *range(card.fold)]
+        subjects = [subject for fold in order if fold != card.held_out_fold for subject in folds[fold]]
     if sum(sizes.values()) >= len(subjects):
         raise ValueError(f"Expected at least {sum(sizes.values()) + 1} subjects to split, but the data set {card.name} has {len(subjects)}.")
     chosen = {subject: "test" if rank < sizes["test"] else "val" if rank < sum(sizes.values()) else "train" for rank, subject in enumerate(subjects)}
-    return {name: [case for case in cases if chosen[case.subject] == name] for name in SPLITS}
+    return {name: [case for case in cases if chosen.get(case.subject) == name] for name in SPLITS}
 
 
 def _explicit(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:

@@ -103,6 +103,16 @@ def test_split_cases_folds_of_the_sets_own_training_split() -> None:
     assert all([case.part for case in split["val"]] == ["B"] * 4 for split in folds)
 
 
+def test_split_cases_leaves_the_held_out_fold_alone() -> None:
+    """Whichever fold is tested on, nobody of fold 2 is on any side, and all others are as they were but for who validates."""
+    untouched = {case.id for case in split_cases(cases(40), card(num_folds=5, fold=2))["test"]}
+    for fold in (0, 1, 3, 4):
+        split = split_cases(cases(40), card(num_folds=5, fold=fold, held_out_fold=2))
+        assert {case.id for side in split.values() for case in side} == {case.id for case in cases(40)} - untouched
+        assert split["test"] == split_cases(cases(40), card(num_folds=5, fold=fold))["test"]
+        assert len({case.subject for case in split["val"]}) == 4
+
+
 def test_split_cases_needs_a_subject_for_each_fold() -> None:
     with pytest.raises(ValueError, match="Expected at least 5 subjects for `num_folds`, but the data set x has 2"):
         split_cases(cases(4), card(num_folds=5, fold=0))
@@ -115,6 +125,10 @@ def test_split_cases_needs_a_subject_for_each_fold() -> None:
         ({"num_folds": 5}, "`num_folds` needs `fold`"),
         ({"num_folds": 1, "fold": 0}, "Expected `num_folds` to be 2 or more"),
         ({"num_folds": 5, "fold": 5}, "Expected `fold` in 0 to 4"),
+        ({"held_out_fold": 1}, "`held_out_fold` needs `num_folds`"),
+        ({"num_folds": 5, "fold": 0, "held_out_fold": 5}, "Expected `held_out_fold` in 0 to 4"),
+        ({"num_folds": 5, "fold": 1, "held_out_fold": 1}, "Expected `fold` and `held_out_fold` to differ, but both are 1"),
+        ({"num_folds": 5, "fold": 0, "held_out_fold": 1, "val_fraction": 0.6}, "Expected `val_fraction` below 0.6"),
         ({"num_folds": 2, "fold": 0, "val_fraction": 0.5}, "Expected `val_fraction` below 0.5"),
         ({"num_folds": 2, "fold": 0, "splits": {"train": ["a"]}}, "`fold` and `splits` both say"),
         ({"num_folds": 2, "fold": 0, "test_root": "elsewhere"}, "`fold` and `test_root` both say"),
