@@ -283,19 +283,21 @@ class DataCard:
             raise ValueError("`subject_size` needs `subject_pattern`: a regular expression whose first group is the number in the case id.")
 
     def _check_folds(self) -> None:
-        if self.num_folds is None and self.fold is None and self.held_out_fold is None:
+        given = [name for name in ("fold", "held_out_fold") if getattr(self, name) is not None]
+        if self.num_folds is None and not given:
             return
         if self.num_folds is None or self.fold is None:
-            given, other = ("num_folds", "fold") if self.num_folds is not None else ("fold" if self.fold is not None else "held_out_fold", "num_folds")
-            raise ValueError(f"`{given}` needs `{other}`: num_folds=5 fold=0 tests on the first of five folds.")
+            needs, needed = ("num_folds", "fold") if self.num_folds is not None else (given[0], "num_folds")
+            raise ValueError(f"`{needs}` needs `{needed}`: num_folds=5 fold=0 tests on the first of five folds.")
         if self.num_folds < 2:
             raise ValueError(f"Expected `num_folds` to be 2 or more, or null for a single split, but got {self.num_folds}.")
-        for name in ("fold", "held_out_fold"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < self.num_folds:
+        for name in given:
+            if not 0 <= (value := getattr(self, name)) < self.num_folds:
                 raise ValueError(f"Expected `{name}` in 0 to {self.num_folds - 1}, as `num_folds` is {self.num_folds}, but got {value}.")
         if self.fold == self.held_out_fold:
-            raise ValueError(f"Expected `fold` and `held_out_fold` to differ, but both are {self.fold}. To test on that fold, set held_out_fold to null.")
+            raise ValueError(
+                f"Expected `fold` and `held_out_fold` to differ, but both are {self.fold}. To test on that fold, set held_out_fold to null."
+            )
         rest = 1 - (1 if self.held_out_fold is None else 2) / self.num_folds
         if self.val_fraction >= rest:
             raise ValueError(f"Expected `val_fraction` below {rest:.3g}, the share outside a fold, but got {self.val_fraction}.")
