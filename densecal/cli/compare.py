@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from densecal.cli.configuration import CommandError, prepare_arguments
 from densecal.cli.settings import register_settings
 from densecal.cli.study import Study, study_names
+from densecal.cli.study_runs import begun_runs, call, is_done, train_runs
 from densecal.files import write_atomically
 from densecal.registry import near_matches
 from densecal.report.study import StudyRun, default_measures, difference_table, find_runs, mean_table, name_methods, read_run
 from densecal.report.tables import markdown
-from densecal.runs import RECORD, find_checkpoint
+from densecal.runs import find_checkpoint
 
 __all__ = ["Study", "compare", "main"]
 
 _HELP = """\
-Put runs side by side: those of a study, which are trained one after another first, or those that are there. Of a study, what is done already is not done
-again, and what was stopped goes on.
+Put runs side by side: those of a study, which are trained first, or those that are there. Of a study, what is done already is not done again, and what was
+stopped goes on.
 
   densecal-compare study=distill_hippocampus data.root=DIR                      a study of configs/study, or a file of your own: study=my_study.yaml
+  densecal-compare study=hippocampus_small data.root=DIR jobs=2                 two runs at once
+  densecal-compare study=hippocampus_small data.root=DIR add=my_loss            and a method more: a loss of configs/loss, or of --config-dir DIR
   densecal-compare study=distill_hippocampus data.epochs=10 output=runs/quick   settings of densecal-train, for every run
   densecal-compare study=distill_hippocampus runs.teacher=runs/EXPERIMENT/TIME  a run that is there already
   densecal-compare runs=runs/camvid_small                                       finished runs, in folders; methods are told apart by what differs but the seed
+  densecal-compare scores=docs/studies/hippocampus_small/scores                 what a study has kept of its runs: the same page, without runs, network or data
 
 Studies: {studies}.
 
@@ -38,16 +41,28 @@ Settings:
                      runs: {{NAME: [KEY=VALUE, ...]}}      what each has of its own; ${{runs.NAME}} stands for the folder of an earlier one; the others are compared
                                                          with the first
                      seeds: [0, 1, 2]                    each run once for every seed
-                     evaluate: [KEY=VALUE, ...]          of densecal-evaluate
+                     folds: [0, 1, 2]                    each run once for every fold, data.fold; with pair: true the first seed has the first fold, and so on
+                     posthoc: [temperature]              calibrators to repair every run with, fitted on its validation cases; shown with and without
+                     calibrate: [KEY=VALUE, ...]         of densecal-calibrate, such as fit_region=foreground
+                     held_out: [data.KEY=VALUE, ...]     what of the data set makes cases that no run has seen those to be tested
+                     evaluate: [KEY=VALUE, ...]          of densecal-evaluate, where there is one run of each
   runs=DIR,DIR     folders that hold finished runs, instead of a study
-  seeds=0,1,2      instead of the study's
+  scores=DIR,DIR   folders with scores of a study's runs, instead of a study
+  seeds=0,1,2      instead of the study's; folds=0,1,2 likewise
+  methods=A,B      these alone
+  add=A,B          these too: losses of densecal or, with --config-dir DIR, of DIR/loss
+  jobs=N           how many runs to train at once, the cores shared out; by default 1. What each says goes to train.log beside it then
+  commands=true    print the command of each run that is left, one a line, and train nothing: for the scheduler of a cluster
+  partial=true     train nothing, and show the runs that are done
+  held_out=true    test on the cases that the study holds out, when every choice has been made
   output=DIR       where the runs and the comparison go; by default runs/studies/NAME for a study, else it is printed only
   runs.NAME=DIR    a run directory or checkpoint file instead of training NAME (NAME_seed0 where there are seeds)
   baseline=NAME    what the others are compared with; by default the first
   measures=A,B     which numbers, by their keys in summary.json: dice,ece,ece_foreground,nll; by default overlap, accuracy and calibration
   anything else    is a setting of densecal-train, for every run that is trained
 
-One run of each is tested side by side, with intervals over cases. Several, of seeds or folds, give means, standard deviations and paired differences.
+One run of each is tested side by side, with intervals over cases. Several, of seeds or folds, give means, standard deviations, differences with intervals over
+cases and over runs, charts and a page, report.html; scores/ keeps all that they are made of.
 """
 
 _OURS = {
@@ -55,6 +70,11 @@ _OURS = {
     "experiment_name": "the study names its runs",
     "resume": "what was stopped goes on by itself",
 }
+
+
+_STUDY = ("seeds", "folds", "methods", "add", "jobs", "commands", "partial", "held_out")
+"""Settings that go with ``study=`` alone."""
+_KNOWN = ("study", "runs", "scores", "output", "baseline", "measures", *_STUDY)
 
 
 def main() -> None:
@@ -82,63 +102,146 @@ def compare(arguments: Sequence[str]) -> Path | None:
         CommandError: What the user can mend.
     """
     given, more = _parsed(arguments)
-    baseline, measures = given.pop("baseline", None), _words(given.pop("measures", ""))
+    for source, word in (("runs", "trains"), ("scores", "trains and tests")):
+        if source in given:
+            allowed = (source, "output", "baseline", "measures")
+            if unsuitable := [*(f"{key}=" for key in given if key not in allowed), *more]:
+                raise CommandError(f"{unsuitable[0]} cannot act together with {source}=, which {word} nothing. Leave it out, or give a study=.")
+    output = None if "output" not in given else Path(given["output"])
+    baseline, measures = given.get("baseline"), _words(given.get("measures", ""))
     if "runs" in given:
-        output = given.pop("output", None)
-        if unsuitable := [*(f"{key}=" for key in given if key != "runs"), *more]:
-            raise CommandError(f"{unsuitable[0]} cannot act together with runs=, which trains nothing. Leave it out, or give a study=.")
         folders, unfinished = find_runs(map(Path, _words(given["runs"])))
         if not folders:
             raise CommandError(f"runs: none of the {len(unfinished)} runs is finished. Go on with one by tools/train.py resume={unfinished[0]}.")
-        return _tabulate([read_run(folder) for folder in folders], unfinished, None, baseline, measures, None if output is None else Path(output))
+        return _tabulate([read_run(folder) for folder in folders], unfinished, baseline, measures, output)
+    if "scores" in given:
+        return _show([Path(place) for place in _words(given["scores"])], "Methods side by side", baseline, measures, output)
     if "study" not in given:
-        raise CommandError(f"Missing: study=NAME or runs=FOLDER. {near_matches('', study_names())}")
-    study = Study.load(given.pop("study"))
-    if "seeds" in given:
-        study = replace(study, seeds=_seeds(given.pop("seeds")))
-    if not study.seeds and (baseline or measures):
-        raise CommandError(
-            "baseline= and measures= are for several runs of each; one run of each is compared with the first, on all measures. Give seeds=0,1,2."
-        )
-    study = study.of_each_seed()
-    folder = Path(given.pop("output", f"runs/studies/{study.name}"))
-    there = {key.removeprefix("runs."): str(Path(value).resolve()) for key, value in given.items()}
+        raise CommandError(f"Missing: study=NAME, runs=FOLDER or scores=FOLDER. {near_matches('', study_names())}")
+    return _study(given, more, baseline, measures)
+
+
+def _study(given: Mapping[str, str], more: Sequence[str], baseline: str | None, measures: Sequence[str]) -> Path | None:
+    """Train what is left of a study, and compare its runs."""
+    study = Study.load(given["study"])
+    for key in ("seeds", "folds"):
+        if key in given:
+            study = replace(study, **{key: _numbers(key, given[key])})  # type: ignore[arg-type]
+    if "methods" in given or "add" in given:
+        study = study.of_methods([*(_words(given["methods"]) if "methods" in given else study.runs), *_words(given.get("add", ""))])
+    flags = {key: _flag(key, given.get(key, "false")) for key in ("commands", "partial", "held_out")}
+    jobs = _numbers("jobs", given.get("jobs", "1"))[0]
+    if jobs < 1:
+        raise CommandError("jobs: expected 1 or more.")
+    study = study.of_each_replicate()
+    if not study.members:
+        if baseline or measures:
+            raise CommandError(
+                "baseline= and measures= are for several runs of each; one run of each is compared with the first, on all measures. Give seeds=0,1,2."
+            )
+        if flags["held_out"] or flags["partial"]:
+            raise CommandError("held_out= and partial= are for several runs of each. Give seeds=0,1,2.")
+    if flags["held_out"] and not study.held_out:
+        raise CommandError(f"held_out: the study {study.name} does not say which cases are held out, as in `held_out: [data.fold=4]`.")
+    folder = Path(given.get("output", f"runs/studies/{study.name}"))
+    there = {key.removeprefix("runs."): str(Path(value).resolve()) for key, value in given.items() if key.startswith("runs.")}
     if unknown := [name for name in there if name not in study.runs]:
         raise CommandError(f"runs.{unknown[0]}: {near_matches(unknown[0], study.runs)}")
     for path in there.values():
         _checkpoint(path)
     _check(study, more)
 
-    trained = dict(there)
-    begun = _begun(study, folder, there, more)
-    for name in study.runs:
-        if name not in there:
-            trained[name] = str(_train(name, study.lines(name, more, trained), folder, begun).resolve())
-    page = folder / "comparison"
-    if study.methods:
-        _tabulate([read_run(Path(trained[name])) for name in study.runs], [], list(study.methods.values()), baseline, measures, page)
+    begun = begun_runs(study, folder, there, more)
+    if flags["commands"]:
+        _print_commands(study, more, folder, there, begun)
+        return None
+    if flags["partial"]:
+        trained = there | {name: str(run.resolve()) for name, run in begun.items() if is_done(run)}
+        print(f"{len(trained)} of {len(study.runs)} runs are done.", flush=True)
     else:
-        models = ",".join(f"{name}:'{trained[name]}'" for name in study.runs)
-        _call("evaluate", "the comparison", [f"run={{{models}}}", f"output={page}", *study.evaluate])
+        trained = train_runs(study, folder, there, begun, more, jobs=jobs)
+    if study.members:
+        return _score(study, trained, folder, baseline, measures, held_out=flags["held_out"])
+    page = folder / "comparison"
+    models = ",".join(f"{name}:'{trained[name]}'" for name in study.runs)
+    call("evaluate", "the comparison", [f"run={{{models}}}", f"output={page}", *study.evaluate])
     return page
 
 
+def _print_commands(study: Study, more: Sequence[str], folder: Path, there: Mapping[str, str], begun: Mapping[str, Path]) -> None:
+    """The command of each run that is left; the place of a run that is not there yet is a pattern that a shell fills in."""
+    places = {name: str(folder / name / "*") for name in study.runs} | {name: str(run) for name, run in begun.items()} | dict(there)
+    for name in study.runs:
+        if name in there or (name in begun and is_done(begun[name])):
+            continue
+        own = [f"resume={begun[name]}"] if name in begun else [*study.lines(name, more, places), f"output_dir={folder}", f"experiment_name={name}"]
+        print(f"densecal-train {shlex.join(own)}")
+
+
+def _score(study: Study, trained: Mapping[str, str], folder: Path, baseline: str | None, measures: Sequence[str], *, held_out: bool) -> Path | None:
+    """Score what is not scored yet, and show all."""
+    from densecal.cli.study_scores import is_scored, score_run  # torch is not needed for a mistyped setting
+
+    runs = {name: Path(trained[name]) for name in study.runs if name in trained}
+    if study.posthoc and (unfitted := [run for run in runs.values() if not _is_calibrated(run, study.posthoc)]):
+        print(f"Fitting {', '.join(study.posthoc)} on validation cases, {len(unfitted)} runs", flush=True)
+        listed = ",".join(f"'{run}'" for run in unfitted)
+        call("calibrate", "calibration", [f"run=[{listed}]", f"posthoc=[{','.join(study.posthoc)}]", "replicates=0", *study.calibrate])
+    page = folder / ("held_out" if held_out else "comparison")
+    scores = page / "scores"
+    changes = [line.removeprefix("data.") for line in study.held_out] if held_out else []
+    own = {name: [line for line in lines if line.partition("=")[0] not in study.members[name].replicate] for name, lines in study.runs.items()}
+    for name, run in runs.items():
+        member = study.members[name]
+        if not is_scored(run, scores, member.method, member.replicate, study.posthoc):
+            for one in score_run(run, member.method, member.replicate, own[name], posthoc=study.posthoc, changes=changes):
+                one.write(scores)
+    return _show(
+        [scores],
+        f"{study.name}{', on cases held out' if held_out else ''}",
+        baseline,
+        measures,
+        page,
+        list(dict.fromkeys(m.method for m in study.members.values())),
+    )
+
+
+def _is_calibrated(run: Path, posthoc: Sequence[str]) -> bool:
+    """Whether a run has these calibrators, made after its last checkpoint."""
+    from densecal.inference.calibration import FOLDER
+
+    newest = max((path.stat().st_mtime for path in (run / "checkpoints").glob("*.ckpt")), default=0.0)
+    files = [run / FOLDER / f"{name}.safetensors" for name in posthoc]
+    return all(file.is_file() and file.stat().st_mtime > newest for file in files)
+
+
+def _show(
+    places: Sequence[Path], title: str, baseline: str | None, measures: Sequence[str], folder: Path | None, order: Sequence[str] = ()
+) -> Path | None:
+    """The page of scores, and its tables on the screen."""
+    from densecal.report.study_page import study_tables, write_study
+    from densecal.report.study_scores import read_scores
+
+    runs = [one for place in places for one in read_scores(place)]
+    order = list(order) or list(dict.fromkeys(run.method for run in sorted(runs, key=lambda run: str(run.facts.get("started")))))
+    runs = sorted((run for run in runs if run.method in order), key=lambda run: (order.index(run.method), run.posthoc))
+    if folder is None:
+        print(study_tables(runs, baseline=baseline, measures=measures), end="", flush=True)
+        return None
+    page, tables = write_study(folder, title, runs, baseline=baseline, measures=measures)
+    print(f"{tables}report  {page.resolve()}", flush=True)
+    return folder
+
+
 def _tabulate(
-    runs: Sequence[StudyRun],
-    unfinished: Sequence[Path],
-    names: Sequence[str] | None,
-    baseline: str | None,
-    measures: Sequence[str],
-    folder: Path | None,
+    runs: Sequence[StudyRun], unfinished: Sequence[Path], baseline: str | None, measures: Sequence[str], folder: Path | None
 ) -> Path | None:
     """Print a table of means and one of differences for each data set; write them, and the numbers of each run, into ``folder``."""
     tables, rows = [], []
     for data in dict.fromkeys(run.data for run in runs):
-        members = [(run, names[place] if names else "") for place, run in enumerate(runs) if run.data == data]
-        members = members if names else sorted(members, key=lambda member: member[0].started)
-        found = [run for run, _ in members]
+        found = sorted((run for run in runs if run.data == data), key=lambda run: run.started)
         methods: dict[str, list[StudyRun]] = {}
-        for name, run in zip([name for _, name in members] if names else name_methods(found), found, strict=True):
+        for name, run in zip(name_methods(found), found, strict=True):
             methods.setdefault(name, []).append(run)
             rows.append({"method": name, "data": data, "run": str(run.folder), "seed": run.settings.get("seed"), "scores": dict(run.scores)})
         keys = list(measures) or default_measures(found)
@@ -160,28 +263,40 @@ def _words(value: str) -> list[str]:
     return [word.strip() for word in value.strip().removeprefix("[").removesuffix("]").split(",") if word.strip()]
 
 
-def _seeds(value: str) -> list[int]:
+def _numbers(key: str, value: str) -> list[int]:
     words = _words(value)
     if not words or len(set(words)) < len(words) or not all(word.isdecimal() for word in words):
-        raise CommandError(f"seeds: expected different whole numbers such as 0,1,2, but got {value!r}.")
+        raise CommandError(f"{key}: expected different whole numbers such as 0,1,2, but got {value!r}.")
     return [int(word) for word in words]
+
+
+def _flag(key: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise CommandError(f"{key}: expected true or false, but got {value!r}.")
+    return value == "true"
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """What is for the study itself, and the settings of its runs."""
     given: dict[str, str] = {}
     more: list[str] = []
-    for argument in arguments:
+    options: list[str] = []
+    words = list(arguments)
+    while words:
+        argument = words.pop(0)
         key, equals, value = argument.partition("=")
+        if key == "--config-dir" and (equals or words):
+            options = [f"{key}={Path(value if equals else words.pop(0)).absolute()}"]
+            continue
         if argument.startswith("-") or not equals:
             raise CommandError(f"Cannot read {argument!r}. Settings are written key=value, for example study=distill_hippocampus; --help lists them.")
         if key in _OURS:
             raise CommandError(f"{key} cannot be set: {_OURS[key]}.")
-        if key in ("study", "runs", "seeds", "output", "baseline", "measures") or key.startswith("runs."):
+        if key in _KNOWN or key.startswith("runs."):
             given[key] = value
         else:
             more.append(argument)
-    return given, more
+    return given, [*more, *options]
 
 
 def _checkpoint(path: str) -> None:
@@ -193,58 +308,21 @@ def _checkpoint(path: str) -> None:
 
 
 def _check(study: Study, more: Sequence[str]) -> None:
-    """Every setting of every run, and of the evaluation."""
+    """Every setting of every run, and of the evaluation; runs that differ in seed and fold alone are one."""
     register_settings()
     places = dict.fromkeys(study.runs, "runs/of/another")
+    checked = set()
     for name in study.runs:
+        method = study.members[name].method if study.members else name
+        if method in checked:
+            continue
+        checked.add(method)
         try:
             prepare_arguments(study.lines(name, more, places), "train")
         except CommandError as error:
             raise CommandError(f"{name}: {error}") from None
     prepare_arguments(study.evaluate, "evaluate")
-
-
-def _begun(study: Study, folder: Path, there: Mapping[str, str], more: Sequence[str]) -> dict[str, Path]:
-    """The runs that were begun before, which must have been made with the same settings; note those of all."""
-    begun = {name: runs[-1] for name in study.runs if name not in there and (runs := _runs(folder, name))}
-    path = folder / "study.json"
-    noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    places = {name: there.get(name, f"${{runs.{name}}}") for name in study.runs}
-    wanted = {name: study.lines(name, more, places) for name in study.runs if name not in there}
-    for name in begun:
-        was, now = noted.get(name, []), wanted[name]
-        if different := [line for line in [*was, *now] if (line in was) != (line in now)]:
-            raise CommandError(
-                f"{begun[name]}: the run {name} was {'made' if different[0] in was else 'not made'} with {different[0]}. Choose another output=DIR, or remove {folder / name}."
-            )
-    write_atomically(path, json.dumps(wanted, indent=2) + "\n")
-    return begun
-
-
-def _runs(folder: Path, name: str) -> list[Path]:
-    """The run directories of a name, the newest last."""
-    return sorted(record.parent for record in (folder / name).glob(f"*/{RECORD}"))
-
-
-def _train(name: str, settings: list[str], folder: Path, begun: Mapping[str, Path]) -> Path:
-    """Train a run to its end, if it has not come to it before, and return its directory."""
-    if name in begun and (begun[name] / "report.html").is_file():
-        print(f"{name}: done, {begun[name]}", flush=True)
-        return begun[name]
-    if name in begun and (begun[name] / "checkpoints" / "last.ckpt").is_file():
-        settings = [f"resume={begun[name]}"]
-    else:
-        settings = [*settings, f"output_dir={folder}", f"experiment_name={name}"]
-    print(f"{name}: densecal-train {' '.join(settings)}", flush=True)
-    _call("train", name, settings)
-    return _runs(folder, name)[-1]
-
-
-def _call(command: str, name: str, settings: Sequence[str]) -> None:
-    """Each in a process of its own, as if typed: nothing of a run is left for the next one."""
-    code = subprocess.call([sys.executable, "-m", f"densecal.cli.{command}", *settings])
-    if code:
-        raise CommandError(f"{name} stopped with exit status {code}; what it said is above. The same command goes on from there.")
+    prepare_arguments([f"posthoc=[{','.join(study.posthoc)}]", *study.calibrate], "calibrate")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ __all__ = [
     "Settings",
     "case_overlap",
     "evaluation_of",
+    "filled_definitions",
     "ordered_numbers",
     "paired_differences",
 ]
@@ -371,7 +372,7 @@ def evaluation_of(
         num_defined={key: int((~column.isnan()).sum()) for key, column in columns.items()},
         pooled=pooled,
         bins={region: _diagrams(part.total(), settings.num_bins) for region, part in sums.items()},
-        definitions=_filled_definitions(settings, schema.background is not None),
+        definitions=filled_definitions(settings, schema.background is not None),
         class_names=names,
         foreground=schema.foreground,
         fine_grained={key: value.item() for key, value in fine_grained.items() if detail or "worst" not in key}
@@ -397,7 +398,8 @@ def _diagrams(total: RegionSums, num_bins: int) -> dict[str, dict[str, list]]:
     }
 
 
-def _filled_definitions(settings: Settings, background: bool) -> dict[str, str]:
+def filled_definitions(settings: Settings, background: bool) -> dict[str, str]:
+    """:data:`DEFINITIONS` for an evaluation; ``background`` tells whether a class is left out of foreground means."""
     filled = asdict(settings) | {
         "counted": "the foreground classes (background left out)" if background else "all classes",
         "background_too": ", background included" if background else "",

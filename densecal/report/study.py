@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from scipy.stats import t as student_t
@@ -19,7 +19,7 @@ from densecal.report.measures import measure
 from densecal.report.tables import UNDEFINED, Cell, Table, text
 from densecal.runs import RECORD
 
-__all__ = ["StudyRun", "default_measures", "difference_table", "find_runs", "mean_table", "name_methods", "read_run"]
+__all__ = ["Scored", "StudyRun", "default_measures", "difference_table", "find_runs", "mean_table", "name_methods", "read_run"]
 
 REPLICATES = ("seed", "data.fold")
 """Settings in which the runs of one method may differ."""
@@ -37,6 +37,18 @@ _NO_MATTER = (
 """Settings that change nothing about the results."""
 _NO_GROUPS = ("data", "experiment", "trainer")
 """Groups whose choice names no method: what they set is compared by itself."""
+
+
+class Scored(Protocol):
+    """Numbers of a run."""
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """By the keys of ``Evaluation.scalars``."""
+
+    @property
+    def pair(self) -> tuple[Any, ...]:
+        """What runs of two methods have in common that are compared with each other: their seed and fold."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class StudyRun:
     data: str
 
     @property
-    def replicate(self) -> tuple[Any, ...]:
+    def pair(self) -> tuple[Any, ...]:
         """Seed and fold."""
         return tuple(self.settings.get(key) for key in REPLICATES)
 
@@ -167,7 +179,7 @@ def default_measures(runs: Sequence[StudyRun]) -> list[str]:
     return [key for key in wanted if all(key in run.scores for run in runs)]
 
 
-def mean_table(methods: Mapping[str, Sequence[StudyRun]], measures: Sequence[str], caption: str) -> Table:
+def mean_table(methods: Mapping[str, Sequence[Scored]], measures: Sequence[str], caption: str) -> Table:
     """Mean and standard deviation (of a sample, n - 1) over the runs of each method; the best mean of each column stands out.
 
     Raises:
@@ -187,7 +199,7 @@ def mean_table(methods: Mapping[str, Sequence[StudyRun]], measures: Sequence[str
     return Table("means", caption, (text("method"), text("runs"), *(text(_head(key)) for key in measures)), tuple(rows))
 
 
-def difference_table(methods: Mapping[str, Sequence[StudyRun]], baseline: str, measures: Sequence[str], caption: str) -> Table:
+def difference_table(methods: Mapping[str, Sequence[Scored]], baseline: str, measures: Sequence[str], caption: str) -> Table:
     """Each method minus the baseline, paired by seed and fold: the mean, and in brackets its 95 % interval by Student's t, where there are two pairs or more.
 
     Raises:
@@ -196,12 +208,12 @@ def difference_table(methods: Mapping[str, Sequence[StudyRun]], baseline: str, m
     _check(measures, methods)
     if baseline not in methods:
         raise ValueError(f"baseline: no method {baseline!r}. {near_matches(baseline, methods)}")
-    reference = {run.replicate: run for run in methods[baseline]}
+    reference = {run.pair: run for run in methods[baseline]}
     rows = []
     for name, runs in methods.items():
         if name == baseline:
             continue
-        pairs = [(run, reference[run.replicate]) for run in runs if run.replicate in reference]
+        pairs = [(run, reference[run.pair]) for run in runs if run.pair in reference]
         cells = [text(name), Cell(str(len(pairs)), len(pairs))]
         for key in measures:
             cells.append(_difference([run.scores[key] - other.scores[key] for run, other in pairs if key in run.scores and key in other.scores]))
@@ -220,7 +232,7 @@ def _difference(values: Sequence[float]) -> Cell:
     return Cell(f"{mean:+.4f}{interval}".replace("-", "\N{MINUS SIGN}"), mean)
 
 
-def _check(measures: Sequence[str], methods: Mapping[str, Sequence[StudyRun]]) -> None:
+def _check(measures: Sequence[str], methods: Mapping[str, Sequence[Scored]]) -> None:
     for key in measures:
         for name, runs in methods.items():
             if not _values(runs, key):
@@ -228,7 +240,7 @@ def _check(measures: Sequence[str], methods: Mapping[str, Sequence[StudyRun]]) -
                 raise ValueError(f"measures: {name} has no {key!r}. {near_matches(key, known)}")
 
 
-def _values(runs: Sequence[StudyRun], key: str) -> list[float]:
+def _values(runs: Sequence[Scored], key: str) -> list[float]:
     return [run.scores[key] for run in runs if key in run.scores]
 
 
