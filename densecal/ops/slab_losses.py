@@ -341,7 +341,7 @@ class _LabelLosses(torch.autograd.Function):
         for distribution in work.distributions:
             distribution.kept = {}
         work.target_sums = {number: sums for number, part in enumerate(work.parts) if (sums := part.target_sums()) is not None}
-        values = [value for part in work.parts for value in part.values()]
+        values = [value for part in work.parts for value in part.hand_over()]
         return tuple(value.unflatten(1, work.spatial) if work.per_pixel else value for value in values)
 
     @staticmethod

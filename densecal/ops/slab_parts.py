@@ -138,8 +138,8 @@ class SlabPart:
     def add_value(self, view: View, piece: Any) -> None:
         raise NotImplementedError
 
-    def values(self) -> tuple[Tensor, ...]:
-        """What can be differentiated."""
+    def hand_over(self) -> tuple[Tensor, ...]:
+        """What can be differentiated, and is kept no longer: a part that held on to its values would hold on to the graph behind them, and the graph to it."""
         raise NotImplementedError
 
     def target_sums(self) -> tuple[Tensor, Tensor] | None:
@@ -191,8 +191,10 @@ class _PixelPart(SlabPart):
     def value(self, view: View, piece: Any) -> Tensor:
         raise NotImplementedError
 
-    def values(self) -> tuple[Tensor, ...]:
-        return (self._values,)
+    def hand_over(self) -> tuple[Tensor, ...]:
+        values = self._values
+        del self._values
+        return (values,)
 
     def factor(self, slab: Slab, slopes: Sequence[Tensor]) -> Factor:
         (slope,) = slopes
@@ -328,8 +330,10 @@ class _Overlap(SlabPart):
     def begin(self, per_pixel: tuple[int, int] | None) -> None:
         self._p, self._distance, self._q, self._largest = (torch.zeros(self.shape, dtype=self.dtype) for _ in range(4))
 
-    def values(self) -> tuple[Tensor, ...]:
-        return self._p, self._distance
+    def hand_over(self) -> tuple[Tensor, ...]:
+        values = self._p, self._distance
+        del self._p, self._distance
+        return values
 
     def target_sums(self) -> tuple[Tensor, Tensor]:
         return self._q, self._largest
