@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from blob_run import make_blob_run
 from conftest import ROOT
 
 from densecal.cli import compare as command
+from densecal.cli import study_runs
 from densecal.cli.compare import Study, compare
-from densecal.cli.configuration import build, prepare_arguments
+from densecal.cli.configuration import CommandError, build, prepare_arguments
 from densecal.cli.settings import register_settings
-from densecal.report.study import StudyRun
+from densecal.cli.study_scores import score_run
+from densecal.report.study_scores import read_scores
 
 STUDIES = sorted(path.stem for path in (ROOT / "configs" / "study").glob("*.yaml"))
 DISTILLED = ["loss=distillation", "distillation=online", "distillation.teachers=[${runs.teacher}]"]
@@ -41,12 +44,17 @@ class Calls(list):
 
     Attributes:
         dies: Name of the run that is killed after its first epoch.
+        jobs: How many runs are trained at once, and the log, of each call.
     """
 
     dies = ""
 
-    def __call__(self, name: str, what: str, settings: list[str]) -> None:
+    def __init__(self) -> None:
+        self.jobs: list[tuple[int, Path | None]] = []
+
+    def __call__(self, name: str, what: str, settings: list[str], *, jobs: int = 1, log: Path | None = None) -> None:
         self.append((name, *settings))
+        self.jobs.append((jobs, log))
         if name != "train":
             return
         given = dict(line.split("=", 1) for line in settings)
@@ -55,14 +63,23 @@ class Calls(list):
         (run / "checkpoints" / "last.ckpt").touch()
         (run / "run.json").touch()
         if what == self.dies:
-            raise command.CommandError(f"{what} stopped with exit status -9")
+            raise CommandError(f"{what} stopped with exit status -9")
         (run / "report.html").touch()
 
 
 @pytest.fixture
 def calls(monkeypatch) -> Calls:
     made = Calls()
-    monkeypatch.setattr(command, "_call", made)
+    monkeypatch.setattr(command, "call", made)
+    monkeypatch.setattr(study_runs, "call", made)
+    return made
+
+
+@pytest.fixture
+def scored(monkeypatch) -> list[tuple]:
+    """Takes the place of scoring: the runs of a study, where they lie, and how they are shown."""
+    made: list[tuple] = []
+    monkeypatch.setattr(command, "_score", lambda study, trained, folder, *how, held_out: made.append((study, trained, held_out)) or folder)
     return made
 
 
@@ -78,23 +95,93 @@ def test_runs_are_trained_in_turn_and_compared(study, calls, tmp_path):
     assert page == out / "comparison"
 
 
-def test_each_seed_has_its_own_runs(study, calls, tmp_path, monkeypatch, capsys):
-    made = []
-    monkeypatch.setattr(
-        command,
-        "read_run",
-        lambda folder: made.append(folder) or StudyRun(folder, "", {}, {"seed": int(folder.parent.name[-1])}, {"ece": 0.5}, "set"),
-    )
-    assert compare([*study, "seeds=4,7", "measures=ece"]) == tmp_path / "out" / "comparison"
+def test_each_seed_has_its_own_runs(study, calls, scored, tmp_path):
+    assert compare([*study, "seeds=4,7", "measures=ece"]) == tmp_path / "out"
     trained = [dict(line.split("=", 1) for line in settings) for name, *settings in calls]
-    assert [line["experiment_name"] for line in trained] == ["teacher_seed4", "teacher_seed7", "student_seed4", "student_seed7"]
-    assert [line["seed"] for line in trained] == ["4", "7", "4", "7"]
+    assert [line["experiment_name"] for line in trained] == ["teacher_seed4", "student_seed4", "teacher_seed7", "student_seed7"]
+    assert [line["seed"] for line in trained] == ["4", "4", "7", "7"]
     assert "/teacher_seed7/" in trained[3]["distillation.teachers"]
-    assert [folder.parent.name for folder in made] == [line["experiment_name"] for line in trained]
-    page = capsys.readouterr().out
-    assert "| teacher | 2 | " in page
-    assert "| minus teacher | pairs |" in page
-    assert "| student | 2 | +0.0000" in page
+    ((found, places, held_out),) = scored
+    assert {name: (one.method, one.replicate) for name, one in found.members.items()} == {
+        f"{method}_seed{seed}": (method, {"seed": seed}) for seed in (4, 7) for method in ("teacher", "student")
+    }
+    assert places.keys() == found.runs.keys()
+    assert held_out is False
+
+
+@pytest.mark.parametrize(
+    ("more", "suffixes"),
+    [
+        ({}, ["_seed0_fold2", "_seed0_fold3", "_seed1_fold2", "_seed1_fold3"]),
+        ({"pair": True}, ["_seed0_fold2", "_seed1_fold3"]),
+        ({"seeds": []}, ["_fold2", "_fold3"]),
+    ],
+    ids=["each", "pairs", "folds"],
+)
+def test_folds_are_trained_with_seeds(more, suffixes, tmp_path):
+    file = write(tmp_path, **{"runs": {"ce": ["loss=ce"]}, "seeds": [0, 1], "folds": [2, 3], **more})
+    study = Study.load(file).of_each_replicate()
+    assert list(study.runs) == [f"ce{suffix}" for suffix in suffixes]
+    assert study.lines(f"ce{suffixes[-1]}", [], {})[-1] == "data.fold=3"
+
+
+def test_methods_are_chosen_and_added(study, calls, scored):
+    compare([*study, "seeds=0", "methods=student", "add=svls"])
+    assert [line[-1] for line in calls] == ["experiment_name=teacher_seed0", "experiment_name=student_seed0", "experiment_name=svls_seed0"]
+    assert "loss=svls" in calls[2]
+
+
+def test_a_loss_of_ones_own_is_one_file_and_one_word(study, calls, scored, tmp_path):
+    (tmp_path / "mine" / "loss").mkdir(parents=True)
+    (tmp_path / "mine" / "loss" / "gentle.yaml").write_text("_target_: densecal.losses.FocalLoss\ngamma: 0.5\n")
+    compare(["--config-dir", str(tmp_path / "mine"), *study, "seeds=0", "methods=", "add=gentle"])
+    assert calls == [
+        (
+            "train",
+            "seed=3",
+            "loss=gentle",
+            "seed=0",
+            f"--config-dir={tmp_path / 'mine'}",
+            f"output_dir={tmp_path / 'out'}",
+            "experiment_name=gentle_seed0",
+        )
+    ]
+
+
+def test_several_runs_at_once_wait_for_what_they_need(study, calls, scored, tmp_path):
+    compare([*study, "seeds=0,1", "jobs=3"])
+    names = [line[-1].removeprefix("experiment_name=") for line in calls]
+    assert sorted(names[:2]) == ["teacher_seed0", "teacher_seed1"]
+    assert sorted(names[2:]) == ["student_seed0", "student_seed1"]
+    assert set(calls.jobs) == {(3, tmp_path / "out" / name / "train.log") for name in names}
+
+
+def test_a_failure_lets_the_others_end(study, calls, scored):
+    calls.dies = "teacher_seed0"
+    with pytest.raises(CommandError, match="teacher_seed0 stopped with exit status -9"):
+        compare([*study, "seeds=0,1", "jobs=2"])
+    assert [line[-1] for line in calls].count("experiment_name=teacher_seed1") == 1
+    assert scored == []
+
+
+def test_commands_are_printed_for_a_scheduler(study, calls, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert compare([*study, "seeds=0", "commands=true"]) is None
+    assert calls == []
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"densecal-train seed=3 loss=ce seed=0 output_dir={out} experiment_name=teacher_seed0"
+    assert f"{out}/teacher_seed0/*" in lines[1]
+
+
+def test_what_is_done_can_be_shown_before_the_rest(study, calls, scored, capsys):
+    calls.dies = "student_seed1"
+    with pytest.raises(CommandError):
+        compare([*study, "seeds=0,1"])
+    calls.clear()
+    compare([*study, "seeds=0,1", "partial=true"])
+    assert calls == []
+    assert "3 of 4 runs are done." in capsys.readouterr().out
+    assert scored[0][1].keys() == {"teacher_seed0", "student_seed0", "teacher_seed1"}
 
 
 def test_what_is_done_is_not_done_again(study, calls):
@@ -106,7 +193,7 @@ def test_what_is_done_is_not_done_again(study, calls):
 
 def test_what_was_stopped_goes_on(study, calls, tmp_path):
     calls.dies = "student"
-    with pytest.raises(command.CommandError, match="student stopped with exit status -9"):
+    with pytest.raises(CommandError, match="student stopped with exit status -9"):
         compare(study)
     calls.dies = ""
     calls.clear()
@@ -127,9 +214,9 @@ def test_a_run_that_is_there_is_taken(study, calls, tmp_path):
 
 def test_done_runs_are_not_taken_for_others(study, calls, tmp_path):
     compare([*study, "data.epochs=2"])
-    with pytest.raises(command.CommandError, match=r"the run teacher was made with data\.epochs=2\. Choose another output=DIR, or remove .*teacher"):
+    with pytest.raises(CommandError, match=r"the run teacher was made with data\.epochs=2\. Choose another output=DIR, or remove .*teacher"):
         compare(study)
-    with pytest.raises(command.CommandError, match=r"the run teacher was made with data\.epochs=2"):
+    with pytest.raises(CommandError, match=r"the run teacher was made with data\.epochs=2"):
         compare([*study, "data.epochs=3"])
 
 
@@ -137,7 +224,7 @@ def test_done_runs_are_not_taken_for_others(study, calls, tmp_path):
     ("arguments", "message"),
     [
         (["study=distil_hippocampus"], "No study 'distil_hippocampus'. Did you mean 'distill_hippocampus'"),
-        (["output=x"], "Missing: study=NAME or runs=FOLDER."),
+        (["output=x"], "Missing: study=NAME, runs=FOLDER or scores=FOLDER."),
         (["{study}", "data.epoch=3"], "teacher: Unknown setting 'data.epoch'. Did you mean 'data.epochs'?"),
         (["{study}", "loss=slvs"], "teacher: "),
         (["{study}", "runs.techer=x"], "runs.techer: Did you mean 'teacher'?"),
@@ -145,6 +232,13 @@ def test_done_runs_are_not_taken_for_others(study, calls, tmp_path):
         (["{study}", "output_dir=x"], "output_dir cannot be set: output=DIR says where the runs go."),
         (["{study}", "--multirun"], "Cannot read '--multirun'."),
         (["{study}", "seeds=a"], "seeds: expected different whole numbers such as 0,1,2, but got 'a'."),
+        (["{study}", "folds=1,1"], "folds: expected different whole numbers such as 0,1,2, but got '1,1'."),
+        (["{study}", "jobs=0"], "jobs: expected 1 or more."),
+        (["{study}", "partial=yes"], "partial: expected true or false, but got 'yes'."),
+        (["{study}", "add=svl"], "svl: "),
+        (["{study}", "held_out=true"], "held_out= and partial= are for several runs of each."),
+        (["{study}", "seeds=0", "held_out=true"], "held_out: the study mine does not say which cases are held out"),
+        (["scores=nowhere", "jobs=2"], "jobs= cannot act together with scores=, which trains and tests nothing."),
         (["{study}", "measures=ece"], "baseline= and measures= are for several runs of each"),
     ],
 )
@@ -165,10 +259,13 @@ def test_what_does_not_fit_is_one_line_and_starts_nothing(arguments, message, st
         ({"runs": {"a": []}, "setings": []}, "Did you mean 'settings'?"),
         ({"runs": {"a/b": []}}, "names of runs become folders"),
         ({"runs": {"a": []}, "seeds": [1, 1]}, "expected 'seeds' to be a list of different whole numbers"),
+        ({"runs": {"a": []}, "seeds": [0], "folds": [0, 1], "pair": True}, "`pair` needs as many seeds as folds, but got 1 and 2"),
+        ({"runs": {"a": []}, "pair": 1}, "expected 'pair' to be true or false"),
+        ({"runs": {"a": []}, "held_out": ["loss=ce"]}, "expected `held_out` to be settings of the data set such as data.fold=4"),
         ({"runs": {"student": DISTILLED, "teacher": []}}, "student refers to the run 'teacher', which does not come before it"),
         (["runs"], "expected a mapping"),
     ],
-    ids=["no-runs", "text", "key", "name", "seeds", "order", "list"],
+    ids=["no-runs", "text", "key", "name", "seeds", "pair", "flag", "held-out", "order", "list"],
 )
 def test_a_study_that_is_none_is_refused(content, message, tmp_path):
     file = tmp_path / "mine.yaml"
@@ -184,7 +281,7 @@ def test_a_study_that_is_none_is_refused(content, message, tmp_path):
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_setting_of_a_study_is_one(name):
     assert f"#   tools/compare.py study={name} " in (ROOT / "configs" / "study" / f"{name}.yaml").read_text()
-    command._check(Study.load(name), [])
+    command._check(Study.load(name).of_each_replicate(), [])
 
 
 def composed(study: Study, run: str) -> Any:
@@ -228,3 +325,53 @@ def test_study_of_real_runs(tmp_path, capfd):
     assert (page / "report.html").is_file()
     compare([f"study={file}", f"output={tmp_path / 'out'}", f"runs.teacher={teacher}"])
     assert capfd.readouterr().out.count("student: done") == 1
+
+
+def test_scores_of_real_runs_with_and_without_repair_and_on_cases_held_out(tmp_path, monkeypatch, capsys):
+    """Two runs that are there, one the other's copy: the page, then the same page from the scores alone."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    run = make_blob_run(blobs)
+    copy = tmp_path / "copy" / "run"
+    shutil.copytree(run, copy)
+    seen = json.loads((run / "splits.json").read_text())
+    file = write(
+        tmp_path,
+        settings=[f"data={blobs / 'blobs.yaml'}", f"data.root={blobs}"],
+        runs={"ce": ["loss=ce"], "dice_ce": ["loss=dice_ce"]},
+        seeds=[0],
+        posthoc=["temperature"],
+        held_out=["data.test_fraction=0.3"],
+    )
+    out = tmp_path / "out"
+    arguments = [f"study={file}", f"output={out}", f"runs.ce_seed0={run}", f"runs.dice_ce_seed0={copy}"]
+    page = compare(arguments)
+    assert page == out / "comparison"
+    printed = (page / "comparison.md").read_text()
+    assert printed in capsys.readouterr().out
+    summary = json.loads((run / "summary.json").read_text())
+    nll = summary["pooled"]["all"]["nll"]
+    scores = {one.name: one for one in read_scores(page / "scores")}
+    assert scores.keys() == {"ce", "ce + temperature", "dice_ce", "dice_ce + temperature"}
+    assert scores["ce"].scores["nll"] == pytest.approx(nll, rel=1e-4)
+    assert scores["ce"].cases.case_ids == tuple(seen["test"])
+    assert scores["ce + temperature"].scores["nll"] != pytest.approx(nll, rel=1e-4)
+    assert scores["ce + temperature"].facts["found"]["temperature"] > 0
+    assert "| dice\\_ce | +0.0000 (+0.0000 to +0.0000) |" in printed
+
+    times = {path: path.stat().st_mtime_ns for path in (page / "scores").iterdir()}
+    compare(arguments)
+    assert times == {path: path.stat().st_mtime_ns for path in (page / "scores").iterdir()}, "scored twice"
+    held = compare([*arguments, "held_out=true"])
+    assert held == out / "held_out"
+    assert (held / "comparison.md").read_text() == printed, "the same cases, said otherwise"
+    shutil.rmtree(blobs)
+    again = compare([f"scores={page / 'scores'}", f"output={tmp_path / 'again'}"])
+    assert (again / "comparison.md").read_text() == printed
+    assert (again / "report.html").is_file()
+
+
+def test_held_out_cases_must_be_new_to_the_runs(tmp_path):
+    run = make_blob_run(tmp_path)
+    with pytest.raises(ValueError, match=r"held_out: .* was trained on or chose by \d+ of these cases"):
+        score_run(run, "ce", {"seed": 0}, [], changes=["split_seed=5"])
