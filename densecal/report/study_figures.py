@@ -111,32 +111,37 @@ def _label_points(axes: Axes, xs: Mapping[str, float], ys: Mapping[str, float], 
 
 
 def reliability_grid(methods: Runs, region: str, title: str) -> Chart:
-    """A small reliability diagram for each method, its runs pooled, every other one as a shadow behind it."""
+    """A small reliability diagram for each method, its runs pooled, as trained and repaired; the others are shadows behind it."""
+    families: dict[str, dict[str, Mapping[str, list]]] = {}
+    for runs in methods.values():
+        families.setdefault(runs[0].method, {})[runs[0].posthoc] = _pooled([run.diagrams[region] for run in runs])
+    columns = min(5, len(families))
+    rows = math.ceil(len(families) / columns)
 
     def draw(figure: FigureBase, theme: Theme) -> None:
-        pooled = {name: _pooled([run.diagrams[region] for run in runs]) for name, runs in methods.items()}
-        columns = min(5, len(pooled))
-        rows = math.ceil(len(pooled) / columns)
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for axes in grid.flat[len(pooled) :]:
+        for axes in grid.flat[len(families) :]:
             axes.set_visible(False)
-        lines = {name: _line(bins) for name, bins in pooled.items()}
-        for axes, (name, (confidence, accuracy)) in zip(grid.flat, lines.items(), strict=False):
-            for other in lines.values():
-                axes.plot(*other, color=theme.grid, linewidth=0.8, zorder=1)
+        for axes, (name, repairs) in zip(grid.flat, families.items(), strict=False):
+            for others in families.values():
+                axes.plot(*_line(next(iter(others.values()))), color=theme.grid, linewidth=0.8, zorder=1)
             axes.plot([0, 1], [0, 1], linestyle=(0, (4, 3)), color=theme.muted, linewidth=1, zorder=2)
-            axes.plot(confidence, accuracy, color=theme.bar, linewidth=1.8, zorder=3)
-            axes.set_title(f"{plain_text(name, max_length=26)}\nECE {expected_gap(pooled[name]):.3f}", color=theme.ink, fontsize=8.5)
+            for i, bins in enumerate(repairs.values()):
+                axes.plot(*_line(bins), color=theme.series[i % len(theme.series)], linewidth=1.8, zorder=3)
+            errors = " → ".join(f"{expected_gap(bins):.3f}" for bins in repairs.values())
+            axes.set_title(f"{plain_text(name, max_length=26)}\nECE {errors}", color=theme.ink, fontsize=8.5)
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1)
+            axes.set_xticks([0, 0.5, 1])
+            axes.set_yticks([0, 0.5, 1])
             axes.set_aspect("equal")
             style_axes(axes, theme)
         figure.supxlabel("Confidence", color=theme.ink, fontsize=9)
         figure.supylabel("Accuracy", color=theme.ink, fontsize=9)
 
-    count = len(methods)
-    rows = math.ceil(count / min(5, count))
-    return Chart("reliability", (Panel(f"Reliability diagrams of all methods, {title.lower()}", draw),), width=10.0, height=0.7 + 2.3 * rows)
+    return Chart(
+        "reliability", (Panel(f"Reliability diagrams of all methods, {title.lower()}", draw),), width=2.0 * columns + 0.4, height=0.6 + 2.25 * rows
+    )
 
 
 def class_chart(methods: Runs, overlap: str, region: str, classes: Sequence[str]) -> Chart:
@@ -238,7 +243,7 @@ def length_chart(methods: Runs, shown: Sequence[str], keys: Sequence[str]) -> Ch
 
         return Panel(f"{measure(key).name} by length of training", draw)
 
-    return Chart("length", tuple(panel(key) for key in keys), width=5.2, height=4.0)
+    return Chart("length", tuple(panel(key) for key in keys), width=4.8, height=3.9)
 
 
 def _pooled(diagrams: Sequence[Mapping[str, list]]) -> dict[str, list]:

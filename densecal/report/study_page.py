@@ -163,7 +163,11 @@ def _section(folder: Path, data: str, runs: Sequence[StudyScores], baseline: str
     if classes:
         charts.append(figures.class_chart(methods, overlap, region, classes))
     charts.append(figures.boundary_chart(methods, lines))
-    if (length := figures.length_chart(methods, lines, keys)) is not None:
+    trained = list(dict.fromkeys(methods[name][0].method for name in [reference, *best]))
+    trained += [name for name, some in methods.items() if not some[0].posthoc and name not in trained]
+    if (
+        length := figures.length_chart(methods, trained[:_LINES], [overlap, errors[0], *(key for key in errors if key.startswith("nll"))][:3])
+    ) is not None:
         charts.append(length)
     for chart in charts:
         chart.save(folder)
