@@ -73,7 +73,8 @@ def score_run(
         found[name].calibrator.to(predictor.device)  # type: ignore[union-attr]
     card = override_card(predictor.card, list(changes)) if changes else predictor.card
     _, chosen = cases_of_split(card, "test")
-    seen = {case for name, side in json.loads((run / "splits.json").read_text(encoding="utf-8")).items() if name != "test" for case in side}
+    splits = json.loads((run / "splits.json").read_text(encoding="utf-8"))
+    seen = {case for name, side in splits.items() if name != "test" for case in side}
     if changes and (trained := [case.id for case in chosen if case.id in seen]):
         raise ValueError(
             f"held_out: {run} was trained on or chose by {len(trained)} of these cases ({trained[0]}, ...). They say nothing of new ones."
@@ -97,6 +98,8 @@ def score_run(
     record = read_record(run)
     facts = {
         "settings": list(settings),
+        "training_cases": len(splits["train"]),
+        "epochs": predictor.config.data.epochs,
         "checkpoint": file_hash(path),
         "started": record.get("started"),
         "commit": record.get("commit"),

@@ -138,6 +138,8 @@ class DataCard:
         subject_size: Cases per person where they are numbered in turn: with 2, numbers 2k-1 and 2k are one person.
         val_fraction: Share of the subjects for validation.
         test_fraction: Share of the subjects for testing.
+        train_fraction: Share of the training subjects to train on, in (0, 1]: what would fewer data do? Smaller shares are parts of larger ones, and validation and test
+            cases stay as they are.
         split_seed: Draws the split; independent of the training seed.
         num_folds: Cross-validation: the subjects are divided into so many folds by ``split_seed``, and those of ``fold`` are the test split instead of a share of
             ``test_fraction``. Every case is tested on in exactly one fold. ``None`` for a single split.
@@ -211,6 +213,7 @@ class DataCard:
     subject_size: int = 1
     val_fraction: float = 0.15
     test_fraction: float = 0.25
+    train_fraction: float = 1.0
     split_seed: int = 0
     num_folds: int | None = None
     fold: int | None = None
@@ -269,6 +272,8 @@ class DataCard:
             check_positive(name, getattr(self, name))
         for name in ("num_workers", "foreground_radius", "val_fraction", "test_fraction", "color_tolerance"):
             check_non_negative(name, getattr(self, name))
+        if not 0 < self.train_fraction <= 1:
+            raise ValueError(f"Expected `train_fraction` in (0, 1], but got {self.train_fraction}.")
         self._check_folds()
         if self.num_folds is None and self.val_fraction + self.test_fraction >= 1:
             raise ValueError(f"Expected `val_fraction` + `test_fraction` below 1, but got {self.val_fraction} + {self.test_fraction}.")

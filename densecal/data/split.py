@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ def split_cases(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
 
     Args:
         cases: All cases of the set.
-        card: Fractions (or ``num_folds`` and ``fold``) and ``split_seed``, or explicit case ids in ``splits``, or names of the set's own splits in ``split_names``.
+        card: Fractions (or ``num_folds`` and ``fold``; ``train_fraction``) and ``split_seed``, or explicit case ids in ``splits``, or names of the set's own splits in ``split_names``.
 
     Returns:
         The three lists, each sorted by case id.
@@ -32,7 +32,16 @@ def split_cases(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
         ValueError: If there are too few subjects, or an explicit split names an unknown case, repeats one or cuts through a subject.
     """
     split = _explicit(cases, card) if card.splits else _named(cases, card) if card.split_names else _drawn(cases, card)
+    if card.train_fraction < 1:
+        subjects = _in_order({case.subject for case in split["train"]}, card)
+        kept = set(subjects[: max(1, round(card.train_fraction * len(subjects)))])
+        split["train"] = [case for case in split["train"] if case.subject in kept]
     return {name: sorted(split[name], key=lambda case: case.id) for name in SPLITS}
+
+
+def _in_order(subjects: Iterable[str], card: DataCard) -> list[str]:
+    """By a hash that depends on nothing but ``split_seed`` and the subject."""
+    return sorted(subjects, key=lambda subject: (derive_seed(card.split_seed, "split", subject), subject))
 
 
 def _named(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
@@ -43,7 +52,7 @@ def _named(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
 
 
 def _drawn(cases: Sequence[Case], card: DataCard) -> dict[str, list[Case]]:
-    subjects = sorted({case.subject for case in cases}, key=lambda subject: (derive_seed(card.split_seed, "split", subject), subject))
+    subjects = _in_order({case.subject for case in cases}, card)
     sizes = {
         name: max(1, round(fraction * len(subjects))) if fraction else 0
         for name, fraction in (("test", card.test_fraction), ("val", card.val_fraction))

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from densecal.report.drawing import Chart, Panel, Theme, plain_text, style_axes
 from densecal.report.measures import measure
 from densecal.report.reliability import expected_gap
 from densecal.report.study_scores import StudyScores
 
-__all__ = ["boundary_chart", "class_chart", "front", "front_chart", "length_chart", "reliability_grid"]
+__all__ = ["boundary_chart", "class_chart", "front", "front_chart", "length_chart", "reliability_grid", "size_chart"]
 
 Runs = Mapping[str, Sequence[StudyScores]]
 
@@ -244,6 +244,41 @@ def length_chart(methods: Runs, shown: Sequence[str], keys: Sequence[str]) -> Ch
         return Panel(f"{measure(key).name} by length of training", draw)
 
     return Chart("length", tuple(panel(key) for key in keys), width=4.8, height=3.9)
+
+
+def size_chart(methods: Runs, keys: Sequence[str]) -> Chart | None:
+    """Numbers by how many cases were trained on, a line for methods that differ in settings of the data alone; None where no method has two sizes."""
+    families: dict[tuple[str, ...], dict[str, Sequence[StudyScores]]] = {}
+    for name, runs in methods.items():
+        own = (*(line for line in runs[0].facts.get("settings", ()) if not line.startswith("data.")), runs[0].posthoc)
+        families.setdefault(own, {})[name] = runs
+    shown = [family for family in families.values() if len({_size(runs) for runs in family.values()}) > 1]
+    if not shown:
+        return None
+
+    def panel(key: str) -> Panel:
+        def draw(figure: FigureBase, theme: Theme) -> None:
+            axes = figure.subplots()
+            for i, family in enumerate(shown):
+                ordered = sorted(family.values(), key=_size)
+                sizes, means = [_size(runs) for runs in ordered], [mean_of(runs, key) for runs in ordered]
+                spread = [statistics.stdev(run.scores[key] for run in runs) if len(runs) > 1 else 0.0 for runs in ordered]
+                label = plain_text(ordered[-1][0].name, max_length=34)
+                axes.errorbar(sizes, means, spread, linewidth=1.6, markersize=4.5, capsize=2, elinewidth=0.8, label=label, **theme.line(i))
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+            axes.set_title(f"{measure(key).name} by number of training cases", color=theme.ink, fontsize=10.5)
+            axes.set_xlabel("Training cases (mean over runs)", color=theme.ink)
+            axes.legend(fontsize=8, frameon=False, labelcolor=theme.ink, handlelength=3)
+            style_axes(axes, theme)
+
+        return Panel(f"{measure(key).name} by number of training cases", draw)
+
+    return Chart("size", tuple(panel(key) for key in keys), width=4.8, height=3.9)
+
+
+def _size(runs: Sequence[StudyScores]) -> float:
+    return statistics.fmean(run.facts.get("training_cases", math.nan) for run in runs)
 
 
 def _pooled(diagrams: Sequence[Mapping[str, list]]) -> dict[str, list]:

@@ -165,10 +165,8 @@ def _section(folder: Path, data: str, runs: Sequence[StudyScores], baseline: str
     charts.append(figures.boundary_chart(methods, lines))
     trained = list(dict.fromkeys(methods[name][0].method for name in [reference, *best]))
     trained += [name for name, some in methods.items() if not some[0].posthoc and name not in trained]
-    if (
-        length := figures.length_chart(methods, trained[:_LINES], [overlap, errors[0], *(key for key in errors if key.startswith("nll"))][:3])
-    ) is not None:
-        charts.append(length)
+    over = [overlap, *errors[:1], *(key for key in errors[1:] if key.startswith("nll"))][:3]
+    charts += [chart for chart in (figures.length_chart(methods, trained[:_LINES], over), figures.size_chart(methods, over)) if chart is not None]
     for chart in charts:
         chart.save(folder)
     cases = {case for run in runs for case in run.cases.case_ids}

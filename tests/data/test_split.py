@@ -113,6 +113,21 @@ def test_split_cases_leaves_the_held_out_fold_alone() -> None:
         assert len({case.subject for case in split["val"]}) == 4
 
 
+@pytest.mark.parametrize("options", [{}, {"num_folds": 5, "fold": 1}], ids=["single", "fold"])
+def test_split_cases_trains_on_a_share_of_the_subjects(options) -> None:
+    """A smaller share is part of a larger one, persons stay whole, and the other sides are as they were."""
+    whole = split_cases(cases(40), card(**options))
+    people = len({case.subject for case in whole["train"]})
+    before: set[str] = set()
+    for fraction in (0.1, 0.25, 0.5, 1.0):
+        split = split_cases(cases(40), card(train_fraction=fraction, **options))
+        ids = {case.id for case in split["train"]}
+        assert before <= ids <= {case.id for case in whole["train"]}
+        assert len({case.subject for case in split["train"]}) == max(1, round(fraction * people)) == len(ids) / 2
+        assert (split["val"], split["test"]) == (whole["val"], whole["test"])
+        before = ids
+
+
 def test_split_cases_needs_a_subject_for_each_fold() -> None:
     with pytest.raises(ValueError, match="Expected at least 5 subjects for `num_folds`, but the data set x has 2"):
         split_cases(cases(4), card(num_folds=5, fold=0))
@@ -125,6 +140,7 @@ def test_split_cases_needs_a_subject_for_each_fold() -> None:
         ({"num_folds": 5}, "`num_folds` needs `fold`"),
         ({"num_folds": 1, "fold": 0}, "Expected `num_folds` to be 2 or more"),
         ({"num_folds": 5, "fold": 5}, "Expected `fold` in 0 to 4"),
+        ({"train_fraction": 0.0}, "Expected `train_fraction` in"),
         ({"held_out_fold": 1}, "`held_out_fold` needs `num_folds`"),
         ({"num_folds": 5, "fold": 0, "held_out_fold": 5}, "Expected `held_out_fold` in 0 to 4"),
         ({"num_folds": 5, "fold": 1, "held_out_fold": 1}, "Expected `fold` and `held_out_fold` to differ, but both are 1"),

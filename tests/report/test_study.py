@@ -11,10 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 from evaluations import blobs, full_evaluation
+from matplotlib.figure import Figure
 
 from densecal.labels import LabelSchema
 from densecal.metrics import CaseBootstrap
 from densecal.report import study_figures
+from densecal.report.drawing import DARK_ON_LIGHT
 from densecal.report.study_page import study_measures, study_tables, write_study
 from densecal.report.study_scores import StudyScores, paired_intervals, read_scores
 
@@ -195,6 +197,22 @@ def test_data_sets_have_sections_of_their_own(runs, tmp_path):
     assert printed.count("Mean and standard deviation over runs") == 2
     assert (tmp_path / "figures" / "set2" / "front.png").is_file()
     assert page.read_text().count("Can the confidence be believed?") == 2
+
+
+def test_methods_that_differ_in_their_data_alone_are_a_line_by_size(runs, tmp_path):
+    def sized(method, count, *settings):
+        return replace(runs[0], method=method, facts={**runs[0].facts, "settings": ["loss=ce", *settings], "training_cases": count})
+
+    methods = {
+        run.method: [run] for run in (sized("half", 20, "data.train_fraction=0.5"), sized("all", 40), sized("tenth", 4, "data.train_fraction=0.1"))
+    }
+    (panel,) = study_figures.size_chart(methods, ["dice"]).panels
+    figure = Figure()
+    panel.draw(figure, DARK_ON_LIGHT)
+    (axes,) = figure.axes
+    assert axes.lines[0].get_xdata().tolist() == [4, 20, 40]
+    assert axes.get_legend_handles_labels()[1] == ["all"]
+    assert study_figures.size_chart({"ce": [runs[0]], "svls": [runs[2]]}, ["dice"]) is None
 
 
 def test_one_method_has_no_differences(runs, tmp_path):
