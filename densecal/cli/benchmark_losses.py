@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densecal.cli.measuring import Sink, give_back, process_memory, quantiles, versions, where
+from densecal.cli.measuring import Sink, add_run_arguments, begin, give_back, process_memory, quantiles, versions, where
 from densecal.losses import CompoundLoss, CrossEntropyLoss, LabelSmoothingLoss, MbLSLoss, NACLLoss, SVLSLoss
 from densecal.ops.backend import Backend, why_not_triton
 from densecal.ops.boundary import face_boundary
@@ -190,23 +190,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "about 5%% boundary, or random blocks of 8; one or both (default: %(default)s)"
     parser.add_argument("--labels", nargs="+", choices=["regions", "blocks"], default=["regions"], help=kinds)
     parser.add_argument("--only", default="", help="measures with this in their name, and PyTorch's cross-entropy (default: all)")
-    parser.add_argument("--repeats", type=int, default=10, help="measurements (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder: rows are added to losses.md and losses.jsonl as they come, and drawn in losses.png")
+    add_run_arguments(parser, "losses", repeats=10)
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
     """Print a table for each kind of labels, type and shape; whether all contenders of a measure agree."""
-    try:
-        shapes = [tuple(int(n) for n in shape.split(",")) for shape in args.shape]
-    except ValueError:
-        parser.error(f"--shape: expected numbers with commas between, but got {' '.join(args.shape)}")
-    if args.repeats < 1 or any(not 3 <= len(shape) <= 5 or min(shape) < 1 or shape[1] < 2 for shape in shapes):
-        parser.error("expected a shape N,C,*spatial with at least 2 classes, and at least one repeat")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("--device: there is no CUDA device")
-    torch.set_num_threads(args.threads)
+    shapes = begin(args, parser, args.shape)
     sink = Sink(args.out, "losses")
     for line in _header(args):
         sink.line(line)
