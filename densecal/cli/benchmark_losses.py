@@ -190,6 +190,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "about 5%% boundary, or random blocks of 8; one or both (default: %(default)s)"
     parser.add_argument("--labels", nargs="+", choices=["regions", "blocks"], default=["regions"], help=kinds)
     parser.add_argument("--only", default="", help="measures with this in their name, and PyTorch's cross-entropy (default: all)")
+    parser.add_argument("--profile", action="store_true", help="say which operations take densecal's time, beside each table")
     add_run_arguments(parser, "losses", repeats=10)
 
 
@@ -206,6 +207,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
         for line in _table_header(title, shape, DTYPES[dtype], labels, args.label_dtype):
             sink.line(line)
         rows = list(_measure(args, shape, dtype, kind, labels, sink))
+        if args.profile:
+            for line in _profiles(args, shape, DTYPES[dtype], labels, rows):
+                sink.line(line)
         agree = agree and not any("differs" in row.note for row in rows)
         _draw(sink, rows, f"{title}, {where(args.device, args.threads)}")
     return agree
@@ -339,6 +343,27 @@ def _measure(args: argparse.Namespace, shape: tuple[int, ...], dtype_name: str, 
         about = {"shape": list(shape), "dtype": dtype_name, "labels": kind, "device": where(args.device, args.threads), "torch": torch.__version__}
         _put(sink, row, about)
         yield row
+
+
+def _profiles(args: argparse.Namespace, shape: Sequence[int], dtype: torch.dtype, labels: Tensor, rows: Sequence[Row]) -> Iterator[str]:
+    """The operations that take most of ours, forward and backward, of losses that could be measured. On a CPU what Python does between them is under the name of the
+    autograd function."""
+    cuda = args.device.startswith("cuda")
+    activities = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
+    logits = torch.randn(shape, generator=torch.Generator(args.device).manual_seed(0), device=args.device).mul_(3).to(dtype).requires_grad_()
+    labels = labels.to(getattr(torch, args.label_dtype))
+    yield "\nShares of the time of densecal's operations:\n"
+    for contender, row in zip(_chosen(args), rows, strict=True):
+        if not (contender.ours and row.both):
+            continue
+        loss = on_device(contender.make(shape[1], len(shape) - 2), args.device)
+        _once(loss, logits, labels, args.device)
+        with torch.profiler.profile(activities=activities) as profile:
+            for _ in range(3):
+                _once(loss, logits, labels, args.device)
+        times = {event.key: event.self_device_time_total if cuda else event.self_cpu_time_total for event in profile.key_averages()}
+        most = sorted(times, key=lambda key: -times[key])[:10]
+        yield f"- {contender.measure}, {contender.library}: " + ", ".join(f"{key} {times[key] / sum(times.values()):.0%}" for key in most)
 
 
 def on_device(loss: Loss, device: str) -> Loss:
