@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from blank import print_blank
+
 # A clean server imports everything once; each process is a fork of it.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
@@ -27,7 +29,9 @@ _PROCESSES.set_forkserver_preload(
 MOMENTS = ("training", "validation", "best", "last")
 
 
-def run_command(name: str, arguments: list[str], log: Path, die_in: str | None = None, epoch: int = 2, by: str = "kill") -> int:
+def run_command(
+    name: str, arguments: list[str], log: Path, die_in: str | None = None, epoch: int = 2, by: str = "kill", *, printed: bool = False
+) -> int:
     """Run a command of densecal's and return its exit status, negative for the signal it died of.
 
     Args:
@@ -39,8 +43,9 @@ def run_command(name: str, arguments: list[str], log: Path, die_in: str | None =
             ``"summary.json"`` are written and not yet in their place.
         epoch: The epoch to come to harm in.
         by: What happens: ``"kill"``, ``"interrupt"`` (Ctrl-C), ``"terminate"``, ``"full"`` (files cannot grow any more), ``"worker"`` (the workers are killed).
+        printed: Whether figures are printed; else they are made, and their files are blank.
     """
-    process = _PROCESSES.Process(target=_run, args=(name, arguments, log, die_in, epoch, by))
+    process = _PROCESSES.Process(target=_run, args=(name, arguments, log, die_in, epoch, by, printed))
     process.start()
     process.join(300)
     if process.is_alive():
@@ -50,7 +55,7 @@ def run_command(name: str, arguments: list[str], log: Path, die_in: str | None =
     return process.exitcode
 
 
-def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: int, by: str) -> None:
+def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: int, by: str, printed: bool) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -60,6 +65,8 @@ def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: 
     # As in a process that was started from a shell; this one has inherited the fork server that it comes from.
     multiprocessing.set_start_method("fork", force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore Ctrl-C
+    if not printed:
+        print_blank()
     if die_in is not None:
         _plant(die_in, epoch, _HARM[by])
     sys.argv = [f"densecal-{name}", *arguments]
