@@ -55,10 +55,44 @@ def run_command(
     return process.exitcode
 
 
-def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: int, by: str, printed: bool) -> None:
+def run_ranks(script: str, folder: Path, world_size: int = 2) -> None:
+    """Run a script as each rank of a process group by gloo, to its end.
+
+    Args:
+        script: Python code that finds ``rank`` and ``folder``, a ``str``, among its names, and the tests by theirs, such as ``metrics.test_ordered``.
+        folder: Where it leaves what it has found.
+        world_size: Number of ranks.
+    """
+    processes = [_PROCESSES.Process(target=_rank, args=(script, rank, world_size, folder)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    statuses = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert statuses == [0] * world_size, "\n".join((folder / f"log{rank}.txt").read_text() for rank in range(world_size))
+
+
+def _rank(script: str, rank: int, world_size: int, folder: Path) -> None:
+    _print_into(folder / f"log{rank}.txt")
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    exec(compile(script, "rank.py", "exec"), {"__name__": "rank", "rank": rank, "folder": str(folder)})
+    distributed.destroy_process_group()
+
+
+def _print_into(log: Path) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+
+
+def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: int, by: str, printed: bool) -> None:
+    _print_into(log)
     import torch
 
     torch.set_num_threads(1)
