@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from blank import print_blank
+
 # A clean server imports everything once; each process is a fork of it.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
@@ -27,7 +29,9 @@ _PROCESSES.set_forkserver_preload(
 MOMENTS = ("training", "validation", "best", "last")
 
 
-def run_command(name: str, arguments: list[str], log: Path, die_in: str | None = None, epoch: int = 2, by: str = "kill") -> int:
+def run_command(
+    name: str, arguments: list[str], log: Path, die_in: str | None = None, epoch: int = 2, by: str = "kill", *, printed: bool = False
+) -> int:
     """Run a command of densecal's and return its exit status, negative for the signal it died of.
 
     Args:
@@ -39,8 +43,9 @@ def run_command(name: str, arguments: list[str], log: Path, die_in: str | None =
             ``"summary.json"`` are written and not yet in their place.
         epoch: The epoch to come to harm in.
         by: What happens: ``"kill"``, ``"interrupt"`` (Ctrl-C), ``"terminate"``, ``"full"`` (files cannot grow any more), ``"worker"`` (the workers are killed).
+        printed: Whether figures are printed; else they are made, and their files are blank.
     """
-    process = _PROCESSES.Process(target=_run, args=(name, arguments, log, die_in, epoch, by))
+    process = _PROCESSES.Process(target=_run, args=(name, arguments, log, die_in, epoch, by, printed))
     process.start()
     process.join(300)
     if process.is_alive():
@@ -50,16 +55,52 @@ def run_command(name: str, arguments: list[str], log: Path, die_in: str | None =
     return process.exitcode
 
 
-def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: int, by: str) -> None:
+def run_ranks(script: str, folder: Path, world_size: int = 2) -> None:
+    """Run a script as each rank of a process group by gloo, to its end.
+
+    Args:
+        script: Python code that finds ``rank`` and ``folder``, a ``str``, among its names, and the tests by theirs, such as ``metrics.test_ordered``.
+        folder: Where it leaves what it has found.
+        world_size: Number of ranks.
+    """
+    processes = [_PROCESSES.Process(target=_rank, args=(script, rank, world_size, folder)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    statuses = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert statuses == [0] * world_size, "\n".join((folder / f"log{rank}.txt").read_text() for rank in range(world_size))
+
+
+def _rank(script: str, rank: int, world_size: int, folder: Path) -> None:
+    _print_into(folder / f"log{rank}.txt")
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    exec(compile(script, "rank.py", "exec"), {"__name__": "rank", "rank": rank, "folder": str(folder)})
+    distributed.destroy_process_group()
+
+
+def _print_into(log: Path) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+
+
+def _run(name: str, arguments: list[str], log: Path, die_in: str | None, epoch: int, by: str, printed: bool) -> None:
+    _print_into(log)
     import torch
 
     torch.set_num_threads(1)
     # As in a process that was started from a shell; this one has inherited the fork server that it comes from.
     multiprocessing.set_start_method("fork", force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore Ctrl-C
+    if not printed:
+        print_blank()
     if die_in is not None:
         _plant(die_in, epoch, _HARM[by])
     sys.argv = [f"densecal-{name}", *arguments]

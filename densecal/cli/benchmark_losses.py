@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densecal.cli.measuring import Sink, give_back, process_memory, quantiles, versions, where
+from densecal.cli.measuring import Sink, add_run_arguments, begin, give_back, process_memory, quantiles, versions, where
 from densecal.losses import CompoundLoss, CrossEntropyLoss, LabelSmoothingLoss, MbLSLoss, NACLLoss, SVLSLoss
 from densecal.ops.backend import Backend, why_not_triton
 from densecal.ops.boundary import face_boundary
@@ -190,23 +190,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "about 5%% boundary, or random blocks of 8; one or both (default: %(default)s)"
     parser.add_argument("--labels", nargs="+", choices=["regions", "blocks"], default=["regions"], help=kinds)
     parser.add_argument("--only", default="", help="measures with this in their name, and PyTorch's cross-entropy (default: all)")
-    parser.add_argument("--repeats", type=int, default=10, help="measurements (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder: rows are added to losses.md and losses.jsonl as they come, and drawn in losses.png")
+    parser.add_argument("--profile", action="store_true", help="say which operations take densecal's time, beside each table")
+    add_run_arguments(parser, "losses", repeats=10)
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
     """Print a table for each kind of labels, type and shape; whether all contenders of a measure agree."""
-    try:
-        shapes = [tuple(int(n) for n in shape.split(",")) for shape in args.shape]
-    except ValueError:
-        parser.error(f"--shape: expected numbers with commas between, but got {' '.join(args.shape)}")
-    if args.repeats < 1 or any(not 3 <= len(shape) <= 5 or min(shape) < 1 or shape[1] < 2 for shape in shapes):
-        parser.error("expected a shape N,C,*spatial with at least 2 classes, and at least one repeat")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("--device: there is no CUDA device")
-    torch.set_num_threads(args.threads)
+    shapes = begin(args, parser, args.shape)
     sink = Sink(args.out, "losses")
     for line in _header(args):
         sink.line(line)
@@ -217,6 +207,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
         for line in _table_header(title, shape, DTYPES[dtype], labels, args.label_dtype):
             sink.line(line)
         rows = list(_measure(args, shape, dtype, kind, labels, sink))
+        if args.profile:
+            for line in _profiles(args, shape, DTYPES[dtype], labels, rows):
+                sink.line(line)
         agree = agree and not any("differs" in row.note for row in rows)
         _draw(sink, rows, f"{title}, {where(args.device, args.threads)}")
     return agree
@@ -350,6 +343,27 @@ def _measure(args: argparse.Namespace, shape: tuple[int, ...], dtype_name: str, 
         about = {"shape": list(shape), "dtype": dtype_name, "labels": kind, "device": where(args.device, args.threads), "torch": torch.__version__}
         _put(sink, row, about)
         yield row
+
+
+def _profiles(args: argparse.Namespace, shape: Sequence[int], dtype: torch.dtype, labels: Tensor, rows: Sequence[Row]) -> Iterator[str]:
+    """The operations that take most of ours, forward and backward, of losses that could be measured. On a CPU what Python does between them is under the name of the
+    autograd function."""
+    cuda = args.device.startswith("cuda")
+    activities = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
+    logits = torch.randn(shape, generator=torch.Generator(args.device).manual_seed(0), device=args.device).mul_(3).to(dtype).requires_grad_()
+    labels = labels.to(getattr(torch, args.label_dtype))
+    yield "\nShares of the time of densecal's operations:\n"
+    for contender, row in zip(_chosen(args), rows, strict=True):
+        if not (contender.ours and row.both):
+            continue
+        loss = on_device(contender.make(shape[1], len(shape) - 2), args.device)
+        _once(loss, logits, labels, args.device)
+        with torch.profiler.profile(activities=activities) as profile:
+            for _ in range(3):
+                _once(loss, logits, labels, args.device)
+        times = {event.key: event.self_device_time_total if cuda else event.self_cpu_time_total for event in profile.key_averages()}
+        most = sorted(times, key=lambda key: -times[key])[:10]
+        yield f"- {contender.measure}, {contender.library}: " + ", ".join(f"{key} {times[key] / sum(times.values()):.0%}" for key in most)
 
 
 def on_device(loss: Loss, device: str) -> Loss:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densecal.cli.measuring import Sink, give_back, process_memory, quantiles, versions, where
+from densecal.cli.measuring import Sink, add_run_arguments, begin, give_back, process_memory, quantiles, versions, where
 from densecal.metrics import ExpectedCalibrationError
 from densecal.ops.backend import why_not_triton
 
@@ -161,29 +161,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", type=int, default=4, help="images per measurement (default: %(default)s)")
     parser.add_argument("--only", default="", help="measures with this in their name (default: all)")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="how far numbers of one measure may differ on a small image (default: %(default)s)"
     )
-    parser.add_argument(
-        "--out", type=Path, help="folder: rows are added to metrics.md and metrics.jsonl as they come, and drawn in metrics-1.png and so on"
-    )
+    add_run_arguments(parser, "metrics", repeats=5)
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
     """Print a table for each shape; whether contenders of one measure agree on a small image, where sums in single precision do no harm."""
-    try:
-        shapes = [tuple(int(n) for n in shape.split(",")) for shape in args.shape]
-    except ValueError:
-        parser.error(f"--shape: expected numbers with commas between, but got {' '.join(args.shape)}")
-    if any(not 3 <= len(shape) <= 5 or min(shape) < 1 or shape[1] < 2 for shape in shapes) or args.images < 1 or args.repeats < 1:
-        parser.error("expected a shape N,C,*spatial with at least 2 classes, and at least one image and one repeat")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("--device: there is no CUDA device")
+    shapes = begin(args, parser, args.shape)
+    if args.images < 1:
+        parser.error(f"--images: expected 1 or more, but got {args.images}")
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(args.threads)
     no_kernels = why_not_triton(torch.device(args.device))
     chosen = [c for c in CONTENDERS if args.only.lower() in c.measure.lower() and not (no_kernels and c.library == "densecal, triton")]
     contenders = [c for c in chosen if importlib.util.find_spec(c.module)]

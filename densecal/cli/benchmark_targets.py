@@ -14,14 +14,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from densecal.cli.benchmark_losses import DTYPES, boundary_share, convolved_target, label_map, peak_memory, timed
-from densecal.cli.measuring import Sink, give_back, quantiles, versions, where
+from densecal.cli.measuring import Sink, add_run_arguments, begin, give_back, quantiles, versions, where
 from densecal.ops.backend import why_not_triton
 from densecal.targets import SoftTarget, boundary_smoothing_target, label_smoothing_target, one_hot_target, svls_target
 
@@ -146,23 +145,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "about 5%% boundary, or random blocks of 8; one or both (default: %(default)s)"
     parser.add_argument("--labels", nargs="+", choices=["regions", "blocks"], default=["regions"], help=kinds)
     parser.add_argument("--only", default="", help="measures with this in their name (default: all)")
-    parser.add_argument("--repeats", type=int, default=10, help="measurements (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder: rows are added to targets.md and targets.jsonl as they come, and drawn in targets-1.png")
+    add_run_arguments(parser, "targets", repeats=10)
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
     """Print a table for each kind of labels, type and shape; whether all contenders of a measure agree."""
-    try:
-        shapes = [tuple(int(n) for n in shape.split(",")) for shape in args.shape]
-    except ValueError:
-        parser.error(f"--shape: expected numbers with commas between, but got {' '.join(args.shape)}")
-    if args.repeats < 1 or any(not 3 <= len(shape) <= 5 or min(shape) < 1 or shape[1] < 2 for shape in shapes):
-        parser.error("expected a shape N,C,*spatial with at least 2 classes, and at least one repeat")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("--device: there is no CUDA device")
-    torch.set_num_threads(args.threads)
+    shapes = begin(args, parser, args.shape)
     sink = Sink(args.out, "targets")
     sink.line(f"{where(args.device, args.threads)}, {versions('torch', 'triton', 'monai')}, {args.repeats} measurements.\n")
     if args.device.startswith("cuda") and (reason := why_not_triton(torch.device(args.device))) is not None:

@@ -13,14 +13,13 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from densecal.cli.benchmark_losses import BASELINE, CONTENDERS, DTYPES, Contender, disagreement, label_map, on_device, peak_memory, timed
-from densecal.cli.measuring import Sink, quantiles, versions, where
+from densecal.cli.measuring import Sink, add_run_arguments, begin, quantiles, versions, where
 from densecal.ops.backend import why_not_triton
 
 __all__ = ["Row", "add_arguments", "run"]
@@ -47,27 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=list(DTYPES), default="float32", help="of the network; below single precision by autocast (default: %(default)s)"
     )
     parser.add_argument("--only", default="", help="measures with this in their name, and PyTorch's cross-entropy (default: all)")
-    parser.add_argument("--repeats", type=int, default=10, help="rounds (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder: rows are added to train.md and train.jsonl, and drawn in train-1.png")
+    add_run_arguments(parser, "train", repeats=10, unit="rounds")
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
     """Print a table; whether all contenders of a measure agree."""
+    (shape,) = begin(args, parser, [args.shape])
     try:
-        shape, channels = ([int(n) for n in text.split(",")] for text in (args.shape, args.channels))
+        channels = [int(n) for n in args.channels.split(",")]
     except ValueError:
-        parser.error(f"--shape and --channels: expected numbers with commas between, but got {args.shape} and {args.channels}")
-    if args.repeats < 1 or len(shape) not in (4, 5) or min(shape + channels) < 1 or shape[1] < 2 or len(channels) < 2:
-        parser.error("expected a shape N,C,*spatial of at least 2 classes and two or three spatial dims, two or more levels, and at least one repeat")
+        parser.error(f"--channels: expected numbers with commas between, but got {args.channels}")
+    if len(shape) < 4 or len(channels) < 2 or min(channels) < 1:
+        parser.error("expected a shape N,C,*spatial with two or three spatial dims, and two or more levels")
     if any(side % 2 ** (len(channels) - 1) for side in shape[2:]):
         parser.error(f"--shape: expected sides that {len(channels)} levels can halve, multiples of {2 ** (len(channels) - 1)}, but got {args.shape}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("--device: there is no CUDA device")
     if importlib.util.find_spec("monai") is None:
         parser.error("the U-Net is MONAI's, which is not installed: pip install monai")
-    torch.set_num_threads(args.threads)
     sink = Sink(args.out, "train")
     title = f"{' x '.join(map(str, shape))}, {args.precision}"
     sink.line(f"{where(args.device, args.threads)}, {versions('torch', 'triton', 'monai')}, {args.repeats} rounds.\n")

@@ -44,9 +44,7 @@ def calibrate(config: DictConfig) -> None:
             return
         path = Path(config.calibration) if config.calibration is not None else None
         if path is None:
-            (path, *others) = _fit(config, _of_folder(config))
-            if config.apply_to is not None and others:
-                raise CommandError("apply_to: takes one method, posthoc=[temperature] for example.")
+            path = _fit(config, _of_folder(config))[0]
         if config.apply_to is not None:
             _apply(config, path)
     except (ValueError, OSError) as error:

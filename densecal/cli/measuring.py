@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import gc
@@ -15,7 +16,31 @@ from typing import Any
 
 import torch
 
-__all__ = ["Sink", "give_back", "process_memory", "quantiles", "versions", "where"]
+__all__ = ["Sink", "add_run_arguments", "begin", "give_back", "process_memory", "quantiles", "versions", "where"]
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, name: str, *, repeats: int, unit: str = "measurements") -> None:
+    """How often, where, and into which folder; ``name`` is that of its files."""
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"{unit} (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, help=f"folder: rows are added to {name}.md and {name}.jsonl as they come, and drawn in {name}-1.png and so on"
+    )
+
+
+def begin(args: argparse.Namespace, parser: argparse.ArgumentParser, shapes: Sequence[str]) -> list[tuple[int, ...]]:
+    """Check the arguments, set the number of threads, and return the shapes ``N,C,*spatial`` as numbers."""
+    try:
+        numbers = [tuple(int(n) for n in shape.split(",")) for shape in shapes]
+    except ValueError:
+        parser.error(f"--shape: expected numbers with commas between, but got {' '.join(shapes)}")
+    if args.repeats < 1 or any(not 3 <= len(shape) <= 5 or min(shape) < 1 or shape[1] < 2 for shape in numbers):
+        parser.error("expected a shape N,C,*spatial with at least 2 classes, and at least one repeat")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device: there is no CUDA device")
+    torch.set_num_threads(args.threads)
+    return numbers
 
 
 def where(device: str, threads: int) -> str:

@@ -12,10 +12,8 @@ from torch.nn import functional as F
 from densecal.checks import check_non_negative
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.ops.activation import Activation, probabilities
-from densecal.posthoc.base import Calibrator
-from densecal.posthoc.sample import PixelSample
+from densecal.posthoc.sample import SampledCalibrator
 from densecal.registry import CALIBRATORS
-from densecal.targets.base import SoftTarget
 
 __all__ = ["DirichletCalibration", "VectorScaling", "dirichlet_map", "vector_scale"]
 
@@ -61,7 +59,7 @@ def dirichlet_map(logits: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return mapped + bias.to(logits.dtype).view(-1, *([1] * (logits.ndim - 2)))
 
 
-class _Affine(Calibrator):
+class _Affine(SampledCalibrator):
     """Fitted by L-BFGS on the negative log-likelihood of a sample of pixels, which is convex in weights and offsets.
 
     A class that no pixel of the sample has is left out of the fit and keeps its logit: the likelihood would push it down without end.
@@ -71,11 +69,9 @@ class _Affine(Calibrator):
     bias: Tensor
 
     def __init__(self, num_classes: int, *, activation: Activation, ignore_index: int, max_pixels: int, seed: int, weight: Tensor) -> None:
-        super().__init__(num_classes, activation=activation, ignore_index=ignore_index)
-        self.max_pixels, self.seed = max_pixels, seed
+        super().__init__(num_classes, activation=activation, ignore_index=ignore_index, max_pixels=max_pixels, seed=seed)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", torch.zeros(num_classes, dtype=torch.float64))
-        self._forget()
 
     def summary(self) -> dict[str, Any]:
         return {"weight": self.weight.tolist(), "bias": self.bias.tolist()}
@@ -87,9 +83,6 @@ class _Affine(Calibrator):
     def _penalty(self, weight: Tensor, bias: Tensor) -> Tensor:
         """What is added to the mean negative log-likelihood."""
         return weight.new_zeros(())
-
-    def _observe(self, z: Tensor, target: SoftTarget, counted: Tensor, case_ids: list[str]) -> None:
-        self._sample.add(z, target, counted, case_ids)
 
     def _solve(self) -> None:
         z, labels = self._sample.logits.double(), self._sample.labels
@@ -131,9 +124,6 @@ class _Affine(Calibrator):
 
     def _calibrate(self, z: Tensor) -> Tensor:
         return probabilities(self._map(z, self.weight, self.bias), self.activation)
-
-    def _forget(self) -> None:
-        self._sample = PixelSample(self.max_pixels, self.seed, self.activation)
 
 
 @CALIBRATORS.register("vector")

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from densecal.checks import check_positive
 from densecal.ops.activation import Activation
+from densecal.posthoc.base import Calibrator
 from densecal.seeds import derive_seed
 from densecal.targets.base import SoftTarget
 
-__all__ = ["PixelSample"]
+__all__ = ["PixelSample", "SampledCalibrator"]
 
 _BLOCK = 1 << 22
 """Pixels that keys are drawn for at a time."""
@@ -87,6 +88,21 @@ class PixelSample:
         self.keys, order = keys.sort()
         order, self.keys = order[: self.max_pixels], self.keys[: self.max_pixels]
         self.logits, self.labels = logits[order], labels[order]
+
+
+class SampledCalibrator(Calibrator):
+    """Base of calibrators that are fitted on a :class:`PixelSample`, which is there as ``_sample`` until they are."""
+
+    def __init__(self, num_classes: int, *, activation: Activation, ignore_index: int, max_pixels: int, seed: int) -> None:
+        super().__init__(num_classes, activation=activation, ignore_index=ignore_index)
+        self.max_pixels, self.seed = max_pixels, seed
+        self._forget()
+
+    def _observe(self, z: Tensor, target: SoftTarget, counted: Tensor, case_ids: list[str]) -> None:
+        self._sample.add(z, target, counted, case_ids)
+
+    def _forget(self) -> None:
+        self._sample = PixelSample(self.max_pixels, self.seed, self.activation)
 
 
 def _shares(labels: Tensor, num_classes: int) -> Tensor:

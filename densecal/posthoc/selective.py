@@ -11,12 +11,10 @@ from torch.nn import functional as F
 from densecal.checks import check_positive
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.ops.activation import Activation
-from densecal.posthoc.base import Calibrator
-from densecal.posthoc.sample import PixelSample
+from densecal.posthoc.sample import SampledCalibrator
 from densecal.posthoc.temperature import best_temperature
 from densecal.registry import CALIBRATORS
 from densecal.seeds import derive_seed
-from densecal.targets.base import SoftTarget
 
 __all__ = ["SelectiveScaling"]
 
@@ -24,7 +22,7 @@ _BATCH = 8192
 
 
 @CALIBRATORS.register("selective")
-class SelectiveScaling(Calibrator):
+class SelectiveScaling(SampledCalibrator):
     r"""Divide the logits of pixels that are likely to be wrong by a temperature, and leave the others as they are.
 
     A network of one hidden layer learns from the probabilities of a pixel whether its most probable class is wrong; mistakes and hits weigh alike in its
@@ -81,22 +79,18 @@ class SelectiveScaling(Calibrator):
         max_pixels: int = 262_144,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_classes, activation=activation, ignore_index=ignore_index)
+        super().__init__(num_classes, activation=activation, ignore_index=ignore_index, max_pixels=max_pixels, seed=seed)
         for name, value in (("hidden", hidden), ("steps", steps), ("learning_rate", learning_rate)):
             check_positive(name, value)
-        self.hidden, self.steps, self.learning_rate, self.max_pixels, self.seed = hidden, steps, learning_rate, max_pixels, seed
+        self.hidden, self.steps, self.learning_rate = hidden, steps, learning_rate
         self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
         for name, shape in zip(self._LAYERS, ((hidden, num_classes), (hidden,), (1, hidden), (1,)), strict=True):
             self.register_buffer(name, torch.zeros(shape))
-        self._forget()
 
     _LAYERS = ("hidden_weight", "hidden_bias", "output_weight", "output_bias")
 
     def summary(self) -> dict[str, Any]:
         return {"temperature": float(self.temperature)}
-
-    def _observe(self, z: Tensor, target: SoftTarget, counted: Tensor, case_ids: list[str]) -> None:
-        self._sample.add(z, target, counted, case_ids)
 
     def _solve(self) -> None:
         z, labels = self._sample.outcomes()
@@ -135,6 +129,3 @@ class SelectiveScaling(Calibrator):
         suspected = self._suspicion(z.exp(), [getattr(self, name) for name in self._LAYERS]) > 0
         temperature = torch.where(suspected, self.temperature.to(z.dtype), 1.0)
         return (z / temperature.unsqueeze(1)).softmax(1)
-
-    def _forget(self) -> None:
-        self._sample = PixelSample(self.max_pixels, self.seed, self.activation)

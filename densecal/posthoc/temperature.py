@@ -9,10 +9,8 @@ from torch import Tensor
 
 from densecal.labels import DEFAULT_IGNORE_INDEX
 from densecal.ops.activation import Activation, probabilities
-from densecal.posthoc.base import Calibrator
-from densecal.posthoc.sample import PixelSample
+from densecal.posthoc.sample import SampledCalibrator
 from densecal.registry import CALIBRATORS
-from densecal.targets.base import SoftTarget
 
 __all__ = ["MOST", "TemperatureScaling", "best_temperature"]
 
@@ -66,7 +64,7 @@ def _derivatives(logits: Tensor, labels: Tensor, beta: float) -> tuple[float, fl
 
 
 @CALIBRATORS.register("temperature")
-class TemperatureScaling(Calibrator):
+class TemperatureScaling(SampledCalibrator):
     r"""Divide all logits by one number: :math:`\mathrm{softmax}(z / T)`, or :math:`\sigma(z / T)` of every region.
 
     T has the lowest negative log-likelihood of the labels. The most probable class stays, so masks and Dice do. Above 1 the network was over-confident.
@@ -110,22 +108,14 @@ class TemperatureScaling(Calibrator):
         max_pixels: int = 262_144,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_classes, activation=activation, ignore_index=ignore_index)
-        self.max_pixels, self.seed = max_pixels, seed
+        super().__init__(num_classes, activation=activation, ignore_index=ignore_index, max_pixels=max_pixels, seed=seed)
         self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
-        self._forget()
 
     def summary(self) -> dict[str, Any]:
         return {"temperature": float(self.temperature)}
-
-    def _observe(self, z: Tensor, target: SoftTarget, counted: Tensor, case_ids: list[str]) -> None:
-        self._sample.add(z, target, counted, case_ids)
 
     def _solve(self) -> None:
         self.temperature.fill_(best_temperature(*self._sample.outcomes()))
 
     def _calibrate(self, z: Tensor) -> Tensor:
         return probabilities(z / self.temperature.to(z.dtype), self.activation)
-
-    def _forget(self) -> None:
-        self._sample = PixelSample(self.max_pixels, self.seed, self.activation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -33,6 +34,19 @@ def test_rows_come_with_values_that_agree(tmp_path: Path, capsys):
     svls = [row["value"] for row in rows if row["measure"] == "SVLS"]
     assert len(svls) == 2
     assert svls[0] == pytest.approx(svls[1], rel=1e-5)
+
+
+def test_profile_names_the_operations_of_ours(monkeypatch, capsys):
+    contenders = [c for c in benchmark_losses.CONTENDERS if c.measure == "cross-entropy"]
+    monkeypatch.setattr(benchmark_losses, "CONTENDERS", tuple(contenders))
+    benchmark.main([*SMALL, "--profile"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("- ")]
+    assert line.startswith("- cross-entropy, densecal, torch: ")
+    shares = [int(share) for share in re.findall(r" (\d+)%", line)]
+    assert 3 <= len(shares) <= 10
+    assert shares == sorted(shares, reverse=True)
+    assert 50 < sum(shares) <= 105  # rounded
+    assert "aten::" in line
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 9, 10), (1, 2, 6, 7, 8)], ids=["2d", "3d"])

@@ -371,6 +371,10 @@ def test_regions_are_repaired_near_the_structure(calibrate, tmp_path):
         (["predictions={saved}/predictions", "labels={saved}/labels", "apply_to={saved}/others"], r"output: say where"),
         (["predictions={saved}/predictions", "labels={saved}/labels", "apply_to={saved}/others", "output={saved}/others"], r"would overwrite"),
         (
+            ["predictions={saved}/predictions", "labels={saved}/labels", "apply_to={saved}/others", "output={out}", "posthoc=[temperature,vector]"],
+            r"apply_to: takes one method",
+        ),
+        (
             ["predictions={saved}/predictions", "labels={saved}/labels", "background=null", "fit_region=foreground"],
             r"fit_region: there is no background",
         ),

@@ -63,8 +63,8 @@ class Command:
     def __init__(self, tmp_path: Path) -> None:
         self.output, self.log = tmp_path / "out", tmp_path / "log.txt"
 
-    def __call__(self, *arguments: str) -> int:
-        return run_command("evaluate", [f"output={self.output}", "device=cpu", "replicates=50", *arguments], self.log)
+    def __call__(self, *arguments: str, printed: bool = False) -> int:
+        return run_command("evaluate", [f"output={self.output}", "device=cpu", "replicates=50", *arguments], self.log, printed=printed)
 
     @property
     def lines(self) -> list[str]:
@@ -129,7 +129,7 @@ def test_several_models_side_by_side(evaluate, tmp_path, run, nnunet, labels):
     for file in sorted(nnunet.glob("*.npz")):
         probs = np.load(file)["probabilities"].transpose(0, 3, 2, 1)
         write_nnunet(flat, file.stem, 0.5 * probs + 0.5 / 3)  # without a dataset.json: the classes are those of the others
-    assert evaluate(f"run={{ours: {run}}}", f"predictions={{theirs: {nnunet}, flat: {flat}}}", f"labels={labels}") == 0, evaluate.lines
+    assert evaluate(f"run={{ours: {run}}}", f"predictions={{theirs: {nnunet}, flat: {flat}}}", f"labels={labels}", printed=True) == 0, evaluate.lines
     assert_same(numbers_of(evaluate.summary("ours")), numbers_of(evaluate.summary("theirs")))
     comparison = json.loads((evaluate.output / "comparison.json").read_text())
     same, changed = (comparison["differences"][name] for name in ("theirs", "flat"))

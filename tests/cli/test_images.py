@@ -16,9 +16,9 @@ from PIL import Image
 OUTPUTS = "outputs=[label,probs,confidence,confidence_png,overlay]"
 
 
-def train(root: Path, output: Path, *more: str, die_in: str | None = None) -> int:
+def train(root: Path, output: Path, *more: str, die_in: str | None = None, printed: bool = False) -> int:
     settings = [f"data={root / 'scenes.yaml'}", f"data.root={root}", f"output_dir={output}", "trainer.accelerator=cpu", "model.channels=[4,8]"]
-    return run_command("train", [*settings, *more], output.with_suffix(".log"), die_in, epoch=1)
+    return run_command("train", [*settings, *more], output.with_suffix(".log"), die_in, epoch=1, printed=printed)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def scenes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(scenes) -> Path:
     """The directory of a run of three epochs."""
-    assert train(scenes, scenes / "runs", "trainer.max_epochs=3", "data.num_workers=2") == 0, (scenes / "runs.log").read_text()
+    assert train(scenes, scenes / "runs", "trainer.max_epochs=3", "data.num_workers=2", printed=True) == 0, (scenes / "runs.log").read_text()
     (record,) = (scenes / "runs").glob("*/*/run.json")
     return record.parent
 

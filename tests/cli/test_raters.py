@@ -27,10 +27,10 @@ FUSIONS = {
 }
 
 
-def train(root: Path, output: Path, *more: str, die_in: str | None = None) -> int:
+def train(root: Path, output: Path, *more: str, die_in: str | None = None, printed: bool = False) -> int:
     settings = [f"data={root / 'panel.yaml'}", f"output_dir={output}", "trainer.accelerator=cpu", "trainer.max_epochs=2", "predictions=[probs]"]
     channels = "model.channels=[4,8]"
-    return run_command("train", [*settings, channels, *more], output.with_suffix(".log"), die_in, epoch=1)
+    return run_command("train", [*settings, channels, *more], output.with_suffix(".log"), die_in, epoch=1, printed=printed)
 
 
 def finished(output: Path) -> Path:
@@ -52,7 +52,7 @@ def panel(tmp_path_factory):
 def run(panel) -> Path:
     """A run whose patches have a rater drawn."""
     root, _ = panel
-    assert train(root, root / "runs", "data.rater_fusion=random") == 0, (root / "runs.log").read_text()
+    assert train(root, root / "runs", "data.rater_fusion=random", printed=True) == 0, (root / "runs.log").read_text()
     return finished(root / "runs")
 
 

@@ -36,7 +36,7 @@ class Set(NamedTuple):
     settings: list[str]
 
 
-def train(data: Set, output: Path, *more: str, die_in: str | None = None) -> int:
+def train(data: Set, output: Path, *more: str, die_in: str | None = None, printed: bool = False) -> int:
     settings = [
         f"data={data.card}",
         f"data.root={data.root}",
@@ -45,7 +45,7 @@ def train(data: Set, output: Path, *more: str, die_in: str | None = None) -> int
         "model.channels=[4,8]",
         *data.settings,
     ]
-    return run_command("train", [*settings, *more], output.with_suffix(".log"), die_in, epoch=1)
+    return run_command("train", [*settings, *more], output.with_suffix(".log"), die_in, epoch=1, printed=printed)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def blobs(tmp_path_factory) -> Set:
 
 def trained(data: Set) -> Path:
     output = data.root / "runs"
-    assert train(data, output, "trainer.max_epochs=2", "predictions=[label,probs]") == 0, output.with_suffix(".log").read_text()
+    assert train(data, output, "trainer.max_epochs=2", "predictions=[label,probs]", printed=True) == 0, output.with_suffix(".log").read_text()
     (record,) = output.glob("*/*/run.json")
     return record.parent
 

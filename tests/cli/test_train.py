@@ -76,7 +76,7 @@ def scores(run: Path) -> dict[str, object]:
 def uninterrupted(blobs, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("uninterrupted")
     log = output / "log.txt"
-    assert run_command("train", settings(blobs, output), log) == 0, log.read_text()
+    assert run_command("train", settings(blobs, output), log, printed=True) == 0, log.read_text()
     return the_run(output)
 
 

@@ -1,13 +1,9 @@
 """Statistics over ranks: two processes with a part of the batch each have the loss and the gradient of one process with all of it."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from cases import make_case
+from commands import run_ranks
 
 from densecal.losses import CompoundLoss, DiceCELoss, DiceSemimetricLoss, JaccardMetricLoss, ML1ACELoss
 from densecal.registry import TERMS
@@ -71,34 +67,19 @@ def results(make, shares, ddp=False):
 
 
 _RANK = """
-import sys
-rank, folder, tests = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-sys.path[:0] = [tests, f"{tests}/losses"]
 import torch
-torch.set_num_threads(1)
-import torch.distributed as dist
-from test_sync_stats import losses, results
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+from losses.test_sync_stats import losses, results
 for name, shares in (("even", [slice(0, 2), slice(2, 4)]), ("uneven", [slice(0, 1), slice(1, 4)]), ("empty", [slice(2, 3), [0, 1, 3]])):
     torch.save(results(losses(True), shares[rank], ddp=True), f"{folder}/{name}{rank}.pt")
 torch.save(results(losses(False), slice(2 * rank, 2 * rank + 2), ddp=True), f"{folder}/apart{rank}.pt")
-dist.destroy_process_group()
 """
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What two processes found with DistributedDataParallel, by how the batch was divided."""
-    folder, tests = tmp_path_factory.mktemp("ranks"), Path(__file__).parents[1]
-    (folder / "rank.py").write_text(_RANK)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parent)}
-    started = [
-        subprocess.Popen([sys.executable, folder / "rank.py", str(rank), folder, tests], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(_RANK, folder)
     return {name: [torch.load(folder / f"{name}{rank}.pt", weights_only=True) for rank in range(2)] for name in ("even", "uneven", "empty", "apart")}
 
 

@@ -2,14 +2,11 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from cases import each_dimension, make_case
+from commands import run_ranks
 
 from densecal.labels import LabelSchema
 from densecal.metrics import (
@@ -377,17 +374,13 @@ def test_overlap_in_three_senses_has_intervals_and_paired_differences():
 
 
 _RANK = """
-import json, sys, warnings
-import torch, torch.distributed as dist
+import json, warnings
+import torch
+from cases import make_case
 from densecal.labels import LabelSchema
 from densecal.metrics import SegmentationEvaluation
 
 warnings.filterwarnings("ignore", message="The ``compute``")
-rank, world, store, out, sys_path = int(sys.argv[1]), 2, sys.argv[2], sys.argv[3], sys.argv[4]
-sys.path.insert(0, sys_path)
-from cases import make_case
-
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
 results = {}
 for name, owned in {"odd": [[0, 2, 4], [1, 3]], "empty-rank": [[0, 1, 2, 3, 4], []], "nothing": [[], []]}.items():
     for soft in (False, True):
@@ -402,28 +395,13 @@ for name, owned in {"odd": [[0, 2, 4], [1, 3]], "empty-rank": [[0, 1, 2, 3, 4], 
         del result["case_sums"], result["settings"]
         results[f"{name}-{'soft' if soft else 'hard'}"] = result
         evaluation.reset()
-json.dump(results, open(f"{out}/{rank}.json", "w"))
-dist.destroy_process_group()
+json.dump(results, open(f"{folder}/{rank}.json", "w"))
 """
 
 
 @pytest.mark.slow
 def test_segmentation_evaluation_over_two_ranks_equals_one(tmp_path):
-    (tmp_path / "rank.py").write_text(_RANK)
-    tests = Path(__file__).parents[1]
-    command = [sys.executable, str(tmp_path / "rank.py")]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store"), str(tmp_path), str(tests)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parent)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    run_ranks(_RANK, tmp_path)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     case = make_case((5, 7), batch=5)
     for kind, label in (("hard", case.label_map), ("soft", case.soft_labels)):

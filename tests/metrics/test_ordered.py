@@ -2,15 +2,12 @@
 
 import json
 import math
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from cases import make_case
+from commands import run_ranks
 from torchmetrics import MetricCollection
 
 from densecal import create_metric
@@ -106,12 +103,8 @@ def test_order_metrics_share_a_collection():
 
 
 _RANK = """
-import json, sys
-rank, store, out, tests = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-sys.path.insert(0, tests)
-import torch, torch.distributed as dist
+import json
 from metrics.test_ordered import NAMES, batches, create
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 results = {}
 for layout, owned in {"odd": [[0, 2], [1]], "empty-rank": [[0, 1, 2], []], "nothing": [[], []]}.items():
     for name in NAMES:
@@ -122,27 +115,13 @@ for layout, owned in {"odd": [[0, 2], [1]], "empty-rank": [[0, 1, 2], []], "noth
             value, bound = metric.compute().item(), metric.error_bound.item()
             again = metric.compute().item()
             results[f"{layout} {name} {max_exact}"] = [value, bound, again]
-json.dump(results, open(f"{out}/{rank}.json", "w"))
-dist.destroy_process_group()
+json.dump(results, open(f"{folder}/{rank}.json", "w"))
 """
 
 
 @pytest.mark.slow
 def test_order_metrics_over_two_ranks_equal_one(tmp_path):
-    (tmp_path / "rank.py").write_text(_RANK)
-    tests = Path(__file__).parents[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(tmp_path / "rank.py"), str(rank), str(tmp_path / "store"), str(tmp_path), str(tests)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parent)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    run_ranks(_RANK, tmp_path)
     expected = {}
     for name in NAMES:
         exact, binned = create(name), create(name, max_exact=0)

@@ -6,15 +6,13 @@ import inspect
 import itertools
 import json
 import math
-import os
 import pickle
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from cases import make_case
+from commands import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from densecal.labels import LabelSchema
@@ -190,14 +188,10 @@ def test_no_waiting_sees_what_waits():
 
 
 _RANK = """
-import json, sys, warnings
-import torch, torch.distributed as dist
-
-warnings.filterwarnings("ignore", message="The ``compute``")
-rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+import json, warnings
 from metrics.test_promises import ENTRIES, five_cases, make, numbers, update
 
+warnings.filterwarnings("ignore", message="The ``compute``")
 probs, case = five_cases()
 results = []
 for owned in ([[0, 2, 4], [1, 3]], [[0, 1, 2, 3, 4], []], [[], []]):
@@ -206,27 +200,13 @@ for owned in ([[0, 2, 4], [1, 3]], [[0, 1, 2, 3, 4], []], [[], []]):
         if owned[rank]:
             update(metric, probs, case.label_map, owned[rank])
         results.append(numbers(metric.compute()))
-json.dump(results, open(f"{out}/{rank}.json", "w"))
-dist.destroy_process_group()
+json.dump(results, open(f"{folder}/{rank}.json", "w"))
 """
 
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
-    (tmp_path / "rank.py").write_text(_RANK)
-    tests = Path(__file__).parents[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "rank.py"), str(rank), str(tmp_path / "store"), str(tmp_path)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(tests), str(tests.parent)))},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors
+    run_ranks(_RANK, tmp_path)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     probs, case = five_cases()
     for i, (name, options) in enumerate(ENTRIES):

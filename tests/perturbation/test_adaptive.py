@@ -5,14 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from cases import each_dimension, make_case
+from commands import run_ranks
 from torch import nn
 
 from densecal.labels import DEFAULT_IGNORE_INDEX
@@ -382,39 +379,20 @@ def fit(step, model, rank=0, world=1):
 
 
 _RANK = """
-import sys
-import torch, torch.distributed as dist
+import torch
+from perturbation.test_adaptive import Step, fit
 from torch.nn.parallel import DistributedDataParallel
 
-rank, folder, tests, here = int(sys.argv[1]), *sys.argv[2:]
-sys.path[:0] = [tests, here]
-from test_adaptive import Step, fit
-
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 step = Step()
 torch.save(fit(step, DistributedDataParallel(step), rank, 2), f"{folder}/{rank}.pt")  # which broadcasts the buffers of rank 0
-dist.destroy_process_group()
 """
 
 
 def test_two_processes_come_to_the_levels_of_one(tmp_path):
     """The same batches, split: trained by DistributedDataParallel, with images that one process sees, both, or one of them twice."""
-    (tmp_path / "rank.py").write_text(_RANK)
-    here = Path(__file__).parent
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "rank.py"), str(rank), str(tmp_path), str(here.parent), str(here)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parents[1])},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    run_ranks(_RANK, tmp_path)
     step = Step()
     one = fit(step, step)
-    for process in ranks:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
     two = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert one["alpha"].unique().numel() == 5
     assert not (one["alpha"] == 0.1).any()

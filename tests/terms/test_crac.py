@@ -1,17 +1,14 @@
 """Constraints with multipliers: penalty functions, loops, updates, ignored pixels, state."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import reference
 import reference_penalties as penalties
 import torch
 from cases import each_dimension, make_case
+from commands import run_ranks
 
 from densecal.losses import CompoundLoss, CRaCLoss, DeepSupervisionLoss
 from densecal.ops import boundary_region, mean_kernel, normalized_convolution
@@ -257,15 +254,10 @@ def test_update_under_inference_mode_leaves_a_trainable_state():
 
 
 _RANK = """
-import sys
-import torch, torch.distributed as dist
+import torch
+from cases import make_case
 from densecal.losses import CRaCLoss
 
-rank, folder, tests = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-sys.path.insert(0, tests)
-from cases import make_case
-
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 case = make_case((5, 7), batch=3)
 states = []
 for owned in ([[0, 2], [1]], [[0, 1, 2], []], [[], []]):
@@ -275,26 +267,12 @@ for owned in ([[0, 2], [1]], [[0, 1, 2], []], [[], []]):
     loss.on_validation({})
     states.append(loss.state_dict())
 torch.save(states, f"{folder}/{rank}.pt")
-dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 def test_two_ranks_come_to_the_multipliers_of_one(tmp_path):
-    (tmp_path / "rank.py").write_text(_RANK)
-    tests = Path(__file__).parents[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "rank.py"), str(rank), str(tmp_path), str(tests)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parent)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    run_ranks(_RANK, tmp_path)
     case, one = make_case((5, 7), batch=3), CRaCLoss(num_classes=3)
     nothing = {name: value.clone() for name, value in one.state_dict().items()}
     one.on_validation_batch(case.logits, case.label_map)

@@ -22,10 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from densecal.checks import check_choice, check_positive
-from densecal.ops.backend import NotCovered
 from densecal.ops.binning import Bins, bin_edges
 from densecal.ops.calibration_bins import CALIBRATION_KINDS, CalibrationKind
-from densecal.ops.triton.layout import is_flat, is_wide, strides, three
+from densecal.ops.triton.layout import check_reach, is_flat, is_wide, strides, three
 
 __all__ = ["calibration_bins"]
 
@@ -152,10 +151,7 @@ def calibration_bins(
     size = math.prod(spatial)
     blocks, rows = -(-size // BLOCK), 1 if kind == "top_label" else c
     programs = n * blocks
-    if programs >= 2**31:
-        raise NotCovered(f"{programs} blocks of pixels are more than a grid has programs")
-    if not -(2**31) <= ignore_index < 2**31:
-        raise NotCovered(f"ignore_index={ignore_index} does not fit 32 bits")
+    check_reach(programs, ignore_index)
     if look is not None and values.numel():
         look(values.flatten(2), values.flatten(2).amax(1))
     labels = labels.view(torch.uint8) if labels.dtype == torch.bool else labels

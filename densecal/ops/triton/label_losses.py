@@ -52,8 +52,8 @@ from densecal.ops.label_losses import (
     PixelLoss,
     check_parts,
 )
-from densecal.ops.triton.layout import is_flat, is_wide, strides, three
-from densecal.ops.triton.windows import BORDERS, check_reach, share_of, smoothing_of, survey, window_table
+from densecal.ops.triton.layout import check_reach, is_flat, is_wide, strides, three
+from densecal.ops.triton.windows import BORDERS, share_of, smoothing_of, survey, window_table
 
 __all__ = ["INTERPRETED", "label_losses"]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from densecal.ops.backend import NotCovered
 from densecal.ops.label_losses import LabelShares
-from densecal.ops.triton.layout import is_wide, strides, three
-from densecal.ops.triton.windows import BORDERS, check_reach, share_of, smoothing_of, survey, window_table
+from densecal.ops.triton.layout import check_reach, is_wide, strides, three
+from densecal.ops.triton.windows import BORDERS, share_of, smoothing_of, survey, window_table
 
 __all__ = ["label_shares"]
 

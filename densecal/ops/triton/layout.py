@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["is_flat", "is_wide", "strides", "three"]
+from densecal.ops.backend import NotCovered
+
+__all__ = ["check_reach", "is_flat", "is_wide", "strides", "three"]
 
 _FARTHEST = 2**31 - 2**16
 """Offsets within an image up to here are computed in 32 bits."""
@@ -58,3 +60,15 @@ def is_wide(spatial: tuple[int, int, int], *steps: tuple[int, int, int]) -> bool
     """
     reach = [sum((side - 1) * abs(step) for side, step in zip(spatial, each, strict=True)) for each in steps]
     return max(*reach, math.prod(spatial)) > _FARTHEST
+
+
+def check_reach(programs: int, ignore_index: int) -> None:
+    """Refuse what kernels cannot address or compare.
+
+    Raises:
+        NotCovered: If it is too many or too large.
+    """
+    if programs >= 2**31:
+        raise NotCovered(f"{programs} blocks of pixels are more than a grid has programs")
+    if not -(2**31) <= ignore_index < 2**31:
+        raise NotCovered(f"ignore_index={ignore_index} does not fit 32 bits")

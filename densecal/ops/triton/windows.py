@@ -13,11 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from densecal.ops.backend import NotCovered
 from densecal.ops.neighbourhood import Kernel
 from densecal.ops.triton.layout import three
 
-__all__ = ["BORDERS", "check_reach", "look", "share_of", "smoothing_of", "survey", "weigh", "window_table"]
+__all__ = ["BORDERS", "look", "share_of", "smoothing_of", "survey", "weigh", "window_table"]
 
 BORDERS = {"replicate": 0, "renormalize": 1, "zeros": 2}
 
@@ -123,18 +122,6 @@ def smoothing_of(
         low, high, ignored = look(labels, label, d, h, w, D, H, W, sd, sh, sw, ignore, BD, BH, BW)
         even = tl.where((low != high) & (ignored == 0), even, 0.0)
     return even
-
-
-def check_reach(programs: int, ignore_index: int) -> None:
-    """Refuse what kernels cannot address or compare.
-
-    Raises:
-        NotCovered: If it is too many or too large.
-    """
-    if programs >= 2**31:
-        raise NotCovered(f"{programs} blocks of pixels are more than a grid has programs")
-    if not -(2**31) <= ignore_index < 2**31:
-        raise NotCovered(f"ignore_index={ignore_index} does not fit 32 bits")
 
 
 def window_table(kernel: Kernel | None, device: torch.device, dtype: torch.dtype) -> tuple[tuple[int, int, int], Tensor | None, int]:
