@@ -56,7 +56,7 @@ class PredictSettings:
     """``configs/predict.yaml`` explains each setting and gives its default."""
 
     inference: Any = None
-    run: str = MISSING
+    run: Any = MISSING
     checkpoint: str = MISSING
     calibration: str | None = None
     input: str = MISSING
@@ -111,6 +111,7 @@ class EvaluateSettings(_ScoredSettings):
     """``configs/evaluate.yaml`` explains each setting and gives its default."""
 
     run: Any = None
+    ensemble: Any = None
     checkpoint: str = MISSING
     calibration: str | None = None
     regions: dict[str, list[int]] | None = None
@@ -130,6 +131,7 @@ class CalibrateSettings(_ScoredSettings):
 
     posthoc: Any = MISSING
     run: Any = None
+    ensemble: Any = None
     checkpoint: str | None = None
     regions: dict[str, list[int]] | None = None
     activation: str | None = None
