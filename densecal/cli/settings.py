@@ -114,7 +114,7 @@ class EvaluateSettings(_ScoredSettings):
     ensemble: Any = None
     checkpoint: str = MISSING
     calibration: str | None = None
-    regions: dict[str, list[int]] | None = None
+    regions: dict[str, list[int]] = field(default_factory=dict)
     activation: str | None = None
     subject_pattern: str | None = None
     num_bins: int = MISSING
@@ -133,7 +133,7 @@ class CalibrateSettings(_ScoredSettings):
     run: Any = None
     ensemble: Any = None
     checkpoint: str | None = None
-    regions: dict[str, list[int]] | None = None
+    regions: dict[str, list[int]] = field(default_factory=dict)
     activation: str | None = None
     subject_pattern: str | None = None
     apply_to: str | None = None
