@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from densecal.cli.configuration import CommandError, build, command
+from densecal.cli.control import Controls
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -251,7 +252,9 @@ def _fit(config: DictConfig, source: _Source) -> list[Path]:
     folds = {} if test_ids else _folds(config, source, fit_ids)
     calibrators = _build(config, source.schema)
     fold_calibrators = [_build(config, source.schema) for _ in range(max(folds.values(), default=-1) + 1)]
+    controls = Controls(config.control, source.schema, folds)
     for case in _each(config, source.fit, fit_ids, "Fitting"):
+        controls.update(case)
         probs, label = source.prepare(case.probs).unsqueeze(0), case.label.unsqueeze(0)
         mask = _mask(config, source.schema, label)
         fed = [calibrators, *(some for fold, some in enumerate(fold_calibrators) if fold != folds[case.case_id])]
@@ -259,19 +262,24 @@ def _fit(config: DictConfig, source: _Source) -> list[Path]:
             calibrator.update(probs, label, mask=mask, case_ids=[case.case_id], from_probs=True)
     for calibrator in (one for some in (calibrators, *fold_calibrators) for one in some.values()):
         calibrator.finish()
+    controls.finish()
 
     offered = list(test_ids or fit_ids)  # case_index counts these, also where one of them turns out not to be readable
     looked_at: Mapping[str, Evaluation] = {}
     if test_ids:
-        looked_at = _evaluate(config, source, source.test, test_ids, lambda _: calibrators)
+        looked_at = _evaluate(config, source, source.test, test_ids, lambda _: calibrators, controls)
     elif folds:
-        looked_at = _evaluate(config, source, source.fit, fit_ids, lambda case_id: fold_calibrators[folds[case_id]])
+        looked_at = _evaluate(config, source, source.fit, fit_ids, lambda case_id: fold_calibrators[folds[case_id]], controls)
     facts = {"classes": list(source.schema.names), "fitted_on": fit_ids, "region": config.fit_region, **source.facts}
     folder, paths = source.folder(), {}
     for name, calibrator in calibrators.items():
         path = paths[name] = save_calibrator(calibrator, folder / f"{name}.safetensors", facts)
         _record(config, source, name, calibrator, path, facts, looked_at, offered, crossed=len(fold_calibrators))
     _tell(source, calibrators, looked_at, paths, crossed=len(fold_calibrators), fitted_on=len(fit_ids))
+    if controls.levels:
+        held_out = None if not looked_at else source.fit_split if folds else "test"
+        path = controls.write(folder, {"fit_split": source.fit_split, **{key: value for key, value in facts.items() if key != "region"}}, held_out)
+        print("\n".join([f"control  {path.resolve()}", *controls.lines()]), flush=True)
     return list(paths.values())
 
 
@@ -342,9 +350,14 @@ def _mask(config: DictConfig, schema: LabelSchema, label: Tensor) -> Tensor | No
 
 
 def _evaluate(
-    config: DictConfig, source: _Source, cases: Any, case_ids: list[str], chosen: Callable[[str], Mapping[str, Calibrator]]
+    config: DictConfig,
+    source: _Source,
+    cases: Any,
+    case_ids: list[str],
+    chosen: Callable[[str], Mapping[str, Calibrator]],
+    controls: Controls,
 ) -> dict[str, Evaluation]:
-    """The scores before, under ``""``, and after each method."""
+    """The scores before, under ``""``, and after each method; what thresholds do is kept by ``controls``."""
     from densecal.cli.evaluation import add_case
     from densecal.inference import resolve_device
     from densecal.metrics import SegmentationEvaluation
@@ -355,6 +368,7 @@ def _evaluate(
     evaluations = {name: SegmentationEvaluation(source.schema, **options).to(device) for name in ("", *config.posthoc)}
     index = {case_id: place for place, case_id in enumerate(case_ids)}
     for case in _each(config, cases, case_ids, "Evaluating"):
+        controls.look(case)
         add_case(evaluations[""], case, index[case.case_id])
         probs = source.prepare(case.probs).unsqueeze(0)
         for name, calibrator in chosen(case.case_id).items():

@@ -138,6 +138,7 @@ class CalibrateSettings(_ScoredSettings):
     subject_pattern: str | None = None
     apply_to: str | None = None
     calibration: str | None = None
+    control: dict[str, float] = field(default_factory=dict)
     fit_region: str = MISSING
     foreground_radius: int = MISSING
     num_folds: int = MISSING

@@ -97,13 +97,13 @@ def test_temperature_is_that_of_the_mean(members, root, calibrators):
     assert float(found.temperature) == pytest.approx(float(expected.temperature), rel=1e-4)
 
 
-def test_ensemble_is_evaluated_beside_its_members(members, calibrators, tmp_path):
-    out, log = tmp_path / "out", tmp_path / "log.txt"
-    models = [listed("ensemble", members[::-1]), f"run={{a: {members[0]}, b: {members[1]}}}"]
-    arguments = [*models, f"calibration={calibrators / 'isotonic.safetensors'}", f"output={out}", "surface_tolerance=null", *QUICK]
-    assert run_command("evaluate", arguments, log) == 0, log.read_text()
+def test_ensemble_is_evaluated_beside_its_members(members, calibrators, tmp_path, capsys):
+    out = tmp_path / "out"
+    models = [listed("ensemble", members[::-1]), f"run={{a: {members[0]}}}"]
+    fitted = f"calibration={calibrators / 'isotonic.safetensors'}"
+    evaluate_module.evaluate(composed("evaluate", *models, fitted, f"output={out}", "surface_tolerance=null", "boundary_width=null"))
     record = json.loads((calibrators / "isotonic.json").read_text())["evaluation"]
-    summaries = {name: json.loads((out / name / "summary.json").read_text()) for name in ("ensemble", "ensemble_isotonic", "a", "b")}
+    summaries = {name: json.loads((out / name / "summary.json").read_text()) for name in ("ensemble", "ensemble_isotonic", "a")}
     for name, when in (("ensemble", "before"), ("ensemble_isotonic", "after")):
         pooled = summaries[name]["pooled"]["all"]
         assert pooled["ece_top_label"] == pytest.approx(record[when]["scores"]["ece"], abs=1e-6)
@@ -111,14 +111,10 @@ def test_ensemble_is_evaluated_beside_its_members(members, calibrators, tmp_path
     assert summaries["ensemble"]["run"]["run"] == [str(run) for run in reversed(members)]
     assert summaries["ensemble_isotonic"]["run"]["calibration"] == "isotonic, fitted on 2 cases"
     assert summaries["ensemble"]["run"]["loss"] == summaries["a"]["run"]["loss"]
-    for shares in zip(*(summaries[name]["baseline"]["class_shares"] for name in ("ensemble", "a")), strict=True):
-        assert shares[0] == pytest.approx(shares[1])  # of one split
+    assert summaries["ensemble"]["baseline"]["class_shares"] == pytest.approx(summaries["a"]["baseline"]["class_shares"])  # of one split
     comparison = json.loads((out / "comparison.json").read_text())
-    assert comparison["reference"] == "ensemble"
-    assert set(comparison["differences"]) == {"ensemble_isotonic", "a", "b"}
-    assert all(gap["low"] <= gap["high"] for gap in comparison["differences"]["a"].values())
-    # Convex in the probabilities: the mean of the members' losses is no less than the loss of their mean.
-    assert summaries["ensemble"]["pooled"]["all"]["nll"] < max(summaries[name]["pooled"]["all"]["nll"] for name in ("a", "b"))
+    assert set(comparison["differences"]) == {"ensemble_isotonic", "a"}  # from the ensemble
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_ensemble_predicts_calibrated_in_any_order(members, root, calibrators, tmp_path):
