@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import torch
 import yaml
 from commands import run_command
 from volumes import blob, save
@@ -33,3 +36,26 @@ def make_blob_run(root: Path) -> Path:
     assert run_command("train", [*settings, "model.channels=[4,8]", *whole], log) == 0, log.read_text()
     (record,) = (root / "runs").glob("*/*/run.json")
     return record.parent
+
+
+def make_relative(run: Path, folder: Path, *, seed: int, **splits: str) -> Path:
+    """A run like another with other weights and, where they are given, other splits of the cases b0, b1, ...: ``train="01", val="23", test="45"``.
+
+    It is as finished as the other, and as long trained; only its network has not come to its weights by training.
+    """
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("run.json", "config.yaml", "summary.json", "splits.json"):
+        shutil.copyfile(run / name, folder / name)
+    named = {name: [f"b{n}" for n in numbers] for name, numbers in splits.items()}
+    if named:
+        (folder / "splits.json").write_text(json.dumps(named))
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        content = torch.load(path, weights_only=True)
+        generator = torch.Generator().manual_seed(seed)
+        for name, value in content["state_dict"].items():
+            if name.endswith("weight"):
+                content["state_dict"][name] = 2 * value + 0.3 * torch.randn(value.shape, generator=generator)
+        if named:
+            content["densecal"]["config"]["data"]["splits"] = named
+        torch.save(content, folder / "checkpoints" / path.name)
+    return folder

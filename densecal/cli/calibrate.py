@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from densecal.cli.configuration import CommandError, build, command
+from densecal.cli.control import Controls
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from densecal.data import PredictedCase
+    from densecal.data import DataCard, PredictedCase
+    from densecal.data.layouts import Case
     from densecal.labels import LabelSchema
     from densecal.metrics import Evaluation
     from densecal.posthoc import Calibrator
@@ -38,9 +40,9 @@ def calibrate(config: DictConfig) -> None:
     """
     _check(config)
     try:
-        if config.run is not None:
-            for run in config.run if isinstance(config.run, ListConfig) else [config.run]:
-                _fit(config, _of_run(config, str(run)))
+        if config.run is not None or config.ensemble is not None:
+            for runs in _networks(config):
+                _fit(config, _of_runs(config, runs))
             return
         path = Path(config.calibration) if config.calibration is not None else None
         if path is None:
@@ -64,11 +66,14 @@ def _check(config: DictConfig) -> None:
     for name, least in (("num_folds", 2), ("num_bins", 1), ("replicates", 0), ("foreground_radius", 0)):
         if config[name] < least:
             raise CommandError(f"{name}: expected {least} or more, but got {config[name]}.")
-    if config.run is not None:
+    if config.run is not None and config.ensemble is not None:
+        raise CommandError("ensemble: is one calibrator of several runs, and run= one of each. Give one of the two.")
+    trained = next((name for name in ("run", "ensemble") if config[name] is not None), None)
+    if trained is not None:
         for name in ("predictions", "labels", "apply_to", "calibration"):
             if config[name] is not None:
                 raise CommandError(
-                    f"{name}: goes with saved predictions, not with run=. densecal-predict run=DIR calibration=temperature writes calibrated ones."
+                    f"{name}: goes with saved predictions, not with {trained}=. densecal-predict run=DIR calibration=temperature writes calibrated ones."
                 )
         if config.split in ("train", "all"):
             raise CommandError(
@@ -80,7 +85,9 @@ def _check(config: DictConfig) -> None:
         if config.predictions is not None:
             raise CommandError("calibration: is fitted already; leave out predictions=, or leave out calibration= to fit anew.")
     elif config.predictions is None:
-        raise CommandError("Nothing to calibrate: give a trained run as run=DIR, or saved probabilities as predictions=DIR labels=DIR.")
+        raise CommandError(
+            "Nothing to calibrate: give a trained run as run=DIR, several as ensemble=[DIR,DIR], or saved probabilities as predictions=DIR labels=DIR."
+        )
     elif config.labels is None and config.data is None:
         raise CommandError("labels: give the folder of reference labels, labels=DIR, or a data set with a card, data=CARD data.root=DIR.")
     if config.apply_to is not None:
@@ -121,52 +128,96 @@ class _Source:
     prepare: Callable[[Tensor], Tensor] = field(default=lambda probs: probs)
 
 
-def _of_run(config: DictConfig, run: str) -> _Source:
+def _networks(config: DictConfig) -> list[list[str]]:
+    """The runs behind each network to calibrate: each run by itself, or all of an ensemble."""
+    from densecal.cli.members import member_paths
+
+    if config.ensemble is not None:
+        return [member_paths("ensemble", config.ensemble)]
+    return [[str(run)] for run in (config.run if isinstance(config.run, ListConfig) else [config.run])]
+
+
+def _of_runs(config: DictConfig, runs: Sequence[str]) -> _Source:
+    """A run, or several whose probabilities are averaged: fitted on cases that none was trained on, looked at on test cases of all."""
     from densecal.data import override_card
     from densecal.data.layouts import subject_of
-    from densecal.inference import Predictor, RunCases, cases_of_split, resolve_device
-    from densecal.inference.calibration import FOLDER
+    from densecal.inference import Ensemble, RunCases, resolve_device
+    from densecal.inference.calibration import FOLDER, facts_of
+    from densecal.inference.ensemble import check_one_data_set
     from densecal.inference.out_of_fold import tested_checkpoint
-    from densecal.runs import file_hash, find_checkpoint
+    from densecal.runs import find_checkpoint, new_run_dir
 
-    folder = Path(run)
-    if not (folder / "splits.json").is_file():
-        raise CommandError(
-            f"run: no {folder / 'splits.json'}, which says what the network has seen. Give the directory of a run, runs/EXPERIMENT/TIME."
-        )
-    splits = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
-    path = find_checkpoint(folder, config.checkpoint or tested_checkpoint(folder))
-    predictor = Predictor.from_run(path, device=resolve_device(config.device), inference=config.inference, trust_config=config.trust_config)
-    card = predictor.card if config.root is None else override_card(predictor.card, {"root": config.root})
-    assert predictor.config is not None
+    folders = [Path(run) for run in runs]
+    splits = [_splits(folder) for folder in folders]
+    paths = [find_checkpoint(folder, config.checkpoint or tested_checkpoint(folder)) for folder in folders]
+    ensemble = Ensemble.from_runs(paths, device=resolve_device(config.device), inference=config.inference, trust_config=config.trust_config)
+    cards = [member.card for member in ensemble.members]
+    if config.root is None:
+        check_one_data_set(ensemble.members, runs)
+    else:
+        cards = [override_card(card, {"root": config.root}) for card in cards]
     fit_split = config.split or "val"
-    if not splits.get(fit_split):
-        raise CommandError(
-            f"{run}: has no {fit_split} cases to fit on. {'Fit on its test cases, with split=test.' if splits.get('test') else ''}".strip()
-        )
+    divided = list(zip(runs, cards, splits, strict=True))
 
-    def cases(split: str) -> RunCases:
-        _, found = cases_of_split(card, split)
-        if sorted(case.id for case in found) != sorted(splits[split]):
-            raise CommandError(
-                f"{run}: the data set's {split} cases are no longer those of the run (see splits.json there). root=DIR says where it lies."
-            )
-        return RunCases(predictor, found, card)
+    def cases(split: str) -> list[dict[str, Case]]:
+        """Of each member, by their names."""
+        return [_cases(run, card, split, of_run[split]) if of_run.get(split) else {} for run, card, of_run in divided]
+
+    learnt = {case_id for of_run in splits for case_id in of_run["train"]}
+    fit = {case_id: case for of_run in cases(fit_split) for case_id, case in of_run.items() if case_id not in learnt}
+    if not fit:
+        raise CommandError(_nothing_to_fit(runs, splits, fit_split))
+    first, *others = cases("test") if fit_split != "test" else [{}]
+    test = [case for case_id, case in first.items() if all(case_id in of_run for of_run in others)]
+    facts = [facts_of(run, path, inference) for run, (path, inference) in zip(runs, ensemble.checkpoints.items(), strict=True)]
+    single, card = len(runs) == 1, cards[0]
+
+    def folder() -> Path:
+        if config.output is not None:
+            return Path(config.output)
+        return folders[0] / FOLDER if single else new_run_dir(Path("runs"), "calibration")
 
     return _Source(
-        title=run,
-        fit=cases(fit_split),
+        title=runs[0] if single else f"the mean of {', '.join(runs)}",
+        fit=RunCases(ensemble, [fit[case_id] for case_id in sorted(fit)], card),
         fit_split=fit_split,
-        test=cases("test") if fit_split != "test" and splits.get("test") else None,
+        test=RunCases(ensemble, test, card) if test else None,
         schema=card.schema,
         subject=lambda case_id: subject_of(case_id, card),
-        folder=lambda: Path(config.output) if config.output is not None else folder / FOLDER,
-        facts={
-            "run": run,
-            "checkpoint_file": path.name,
-            "checkpoint": file_hash(path),
-            "inference": OmegaConf.to_container(predictor.config.inference, resolve=True),
-        },
+        folder=folder,
+        facts=facts[0] if single else {"members": facts},
+    )
+
+
+def _splits(folder: Path) -> dict[str, list[str]]:
+    """Which case was in which split of a run."""
+    path = folder / "splits.json"
+    if not path.is_file():
+        raise CommandError(f"run: no {path}, which says what the network has seen. Give the directory of a run, runs/EXPERIMENT/TIME.")
+    splits = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(splits, dict)
+    return splits
+
+
+def _cases(run: str, card: DataCard, split: str, case_ids: Sequence[str]) -> dict[str, Case]:
+    """The cases of a run's split, by their names."""
+    from densecal.inference import cases_of_split
+
+    _, found = cases_of_split(card, split)
+    if sorted(case.id for case in found) != sorted(case_ids):
+        raise CommandError(
+            f"{run}: the data set's {split} cases are no longer those of the run (see splits.json there). root=DIR says where it lies."
+        )
+    return {case.id: case for case in found}
+
+
+def _nothing_to_fit(runs: Sequence[str], splits: Sequence[Mapping[str, Sequence[str]]], fit_split: str) -> str:
+    if len(runs) == 1:
+        advice = " Fit on its test cases, with split=test." if splits[0].get("test") else ""
+        return f"{runs[0]}: has no {fit_split} cases to fit on.{advice}"
+    return (
+        f"ensemble: each {fit_split} case of a member was trained on by another, as in folds, so that there is none to fit on. Train members that differ in their seed alone; or "
+        "have densecal-predict run=[...] outputs=[probs] predict other labelled cases, and fit with predictions=DIR labels=DIR."
     )
 
 
@@ -199,7 +250,9 @@ def _fit(config: DictConfig, source: _Source) -> list[Path]:
     folds = {} if test_ids else _folds(config, source, fit_ids)
     calibrators = _build(config, source.schema)
     fold_calibrators = [_build(config, source.schema) for _ in range(max(folds.values(), default=-1) + 1)]
+    controls = Controls(config.control, source.schema, folds)
     for case in _each(config, source.fit, fit_ids, "Fitting"):
+        controls.update(case)
         probs, label = source.prepare(case.probs).unsqueeze(0), case.label.unsqueeze(0)
         mask = _mask(config, source.schema, label)
         fed = [calibrators, *(some for fold, some in enumerate(fold_calibrators) if fold != folds[case.case_id])]
@@ -207,19 +260,24 @@ def _fit(config: DictConfig, source: _Source) -> list[Path]:
             calibrator.update(probs, label, mask=mask, case_ids=[case.case_id], from_probs=True)
     for calibrator in (one for some in (calibrators, *fold_calibrators) for one in some.values()):
         calibrator.finish()
+    controls.finish()
 
     offered = list(test_ids or fit_ids)  # case_index counts these, also where one of them turns out not to be readable
     looked_at: Mapping[str, Evaluation] = {}
     if test_ids:
-        looked_at = _evaluate(config, source, source.test, test_ids, lambda _: calibrators)
+        looked_at = _evaluate(config, source, source.test, test_ids, lambda _: calibrators, controls)
     elif folds:
-        looked_at = _evaluate(config, source, source.fit, fit_ids, lambda case_id: fold_calibrators[folds[case_id]])
+        looked_at = _evaluate(config, source, source.fit, fit_ids, lambda case_id: fold_calibrators[folds[case_id]], controls)
     facts = {"classes": list(source.schema.names), "fitted_on": fit_ids, "region": config.fit_region, **source.facts}
     folder, paths = source.folder(), {}
     for name, calibrator in calibrators.items():
         path = paths[name] = save_calibrator(calibrator, folder / f"{name}.safetensors", facts)
         _record(config, source, name, calibrator, path, facts, looked_at, offered, crossed=len(fold_calibrators))
     _tell(source, calibrators, looked_at, paths, crossed=len(fold_calibrators), fitted_on=len(fit_ids))
+    if controls.levels:
+        held_out = None if not looked_at else source.fit_split if folds else "test"
+        path = controls.write(folder, {"fit_split": source.fit_split, **{key: value for key, value in facts.items() if key != "region"}}, held_out)
+        print("\n".join([f"control  {path.resolve()}", *controls.lines()]), flush=True)
     return list(paths.values())
 
 
@@ -290,9 +348,14 @@ def _mask(config: DictConfig, schema: LabelSchema, label: Tensor) -> Tensor | No
 
 
 def _evaluate(
-    config: DictConfig, source: _Source, cases: Any, case_ids: list[str], chosen: Callable[[str], Mapping[str, Calibrator]]
+    config: DictConfig,
+    source: _Source,
+    cases: Any,
+    case_ids: list[str],
+    chosen: Callable[[str], Mapping[str, Calibrator]],
+    controls: Controls,
 ) -> dict[str, Evaluation]:
-    """The scores before, under ``""``, and after each method."""
+    """The scores before, under ``""``, and after each method; what thresholds do is kept by ``controls``."""
     from densecal.cli.evaluation import add_case
     from densecal.inference import resolve_device
     from densecal.metrics import SegmentationEvaluation
@@ -303,6 +366,7 @@ def _evaluate(
     evaluations = {name: SegmentationEvaluation(source.schema, **options).to(device) for name in ("", *config.posthoc)}
     index = {case_id: place for place, case_id in enumerate(case_ids)}
     for case in _each(config, cases, case_ids, "Evaluating"):
+        controls.look(case)
         add_case(evaluations[""], case, index[case.case_id])
         probs = source.prepare(case.probs).unsqueeze(0)
         for name, calibrator in chosen(case.case_id).items():

@@ -144,9 +144,11 @@ def _check(config: DictConfig) -> None:
     ):
         if config[name] not in allowed:
             raise CommandError(f"{name}: expected one of {allowed}, but got {config[name]!r}.")
-    if config.run is None and config.predictions is None:
-        raise CommandError("Nothing to evaluate: give a trained run as run=DIR, or saved probabilities as predictions=DIR labels=DIR.")
-    if config.predictions is not None and config.labels is None and config.data is None and config.run is None:
+    if config.run is None and config.ensemble is None and config.predictions is None:
+        raise CommandError(
+            "Nothing to evaluate: give a trained run as run=DIR, several as ensemble=[DIR,DIR], or saved probabilities as predictions=DIR labels=DIR."
+        )
+    if config.predictions is not None and config.labels is None and config.data is None and config.run is None and config.ensemble is None:
         raise CommandError("labels: give the folder of reference labels, labels=DIR, or a data set with a card, data=CARD data.root=DIR.")
     if config.subject_pattern is not None:
         try:
@@ -186,66 +188,75 @@ def _named(setting: str, value: Any) -> dict[str, str]:
 
 
 def _models(config: DictConfig) -> dict[str, _Model]:
+    from densecal.cli.members import member_paths
     from densecal.inference import resolve_device
 
     device = resolve_device(config.device)
-    runs, folders = _named("run", config.run), _named("predictions", config.predictions)
-    if repeated := runs.keys() & folders.keys():
+    members, runs, folders = member_paths("ensemble", config.ensemble), _named("run", config.run), _named("predictions", config.predictions)
+    trained = ({"ensemble": members} if members else {}) | {name: [path] for name, path in runs.items()}
+    if members and "ensemble" in runs:
+        raise CommandError("run: the name 'ensemble' is that of the ensemble. Give names as {name: path}.")
+    if repeated := trained.keys() & folders.keys():
         raise CommandError(f"predictions: the name {min(repeated)!r} is taken by a run. Give names as {{name: path}}.")
     models = {}
-    for name, path in runs.items():
-        models[name] = _trained(config, path, device)
-        if config.calibration is not None:
-            calibrated = _trained(config, path, device, config.calibration)
+    for name, paths in trained.items():
+        models[name] = _trained(config, paths, device)
+        if config.calibration is not None and (not members or name == "ensemble"):
+            calibrated = _trained(config, paths, device, config.calibration)
             models[f"{name}_{calibrated.cases.predictor.calibration.name}"] = calibrated  # type: ignore[attr-defined]
     for name, path in folders.items():
         models[name] = saved_model(config, path, [model.schema.names for model in models.values()])
     return models
 
 
-def _trained(config: DictConfig, path: str, device: Any, calibration: str | None = None) -> _Model:
-    """A run of densecal's, calibrated or as it is."""
-    from densecal.cli.facts import reference, training_facts
+def _trained(config: DictConfig, paths: Sequence[str], device: Any, calibration: str | None = None) -> _Model:
+    """A run of densecal's or an ensemble of several, calibrated or as it is."""
+    from densecal.cli.facts import reference, shared_facts, training_facts
     from densecal.data import override_card
     from densecal.data.layouts import subject_of
-    from densecal.inference import Predictor, RunCases, cases_of_split
+    from densecal.inference import Ensemble, RunCases, cases_of_split
+    from densecal.inference.ensemble import check_one_data_set
 
-    predictor = Predictor.from_run(path, config.checkpoint, device, config.inference, calibration, trust_config=config.trust_config)
-    card = predictor.card
-    assert predictor.config is not None
+    ensemble = Ensemble.from_runs(paths, config.checkpoint, device, config.inference, calibration, trust_config=config.trust_config)
+    card, *others = (member.card for member in ensemble.members)
     split = config.split
     if config.data is not None:
         chosen = _card(config.data)
         if list(chosen.classes) != list(card.classes):
-            raise ValueError(f"data: {path} was trained on the classes {list(card.classes)}, but {chosen.name} has {list(chosen.classes)}.")
+            raise ValueError(f"data: {paths[0]} was trained on the classes {list(card.classes)}, but {chosen.name} has {list(chosen.classes)}.")
         if chosen.regions and chosen.told_apart != card.told_apart:
-            raise ValueError(f"data: {path} was trained on {card.told_apart}, but the command line says {chosen.told_apart}. Leave data.regions out.")
+            raise ValueError(
+                f"data: {paths[0]} was trained on {card.told_apart}, but the command line says {chosen.told_apart}. Leave data.regions out."
+            )
         chosen = override_card(chosen, {"regions": card.regions})
         other = chosen.name != card.name
-        card, split = chosen, split or ("all" if other else None)
+        card, others, split = chosen, [], split or ("all" if other else None)
+    elif config.root is None:
+        check_one_data_set(ensemble.members, paths)
     if config.root is not None:
         card = override_card(card, {"root": config.root})
-    name, cases = cases_of_split(card, split)
+    name, cases = cases_of_split(card, split, others)
+    single = len(paths) == 1
     facts: dict[str, Any] = {
-        "title": f"{card.name}: {path}",
+        "title": f"{card.name}: {paths[0] if single else f'ensemble of {len(paths)}'}",
         "split": f"{len(cases)} cases, {name}",
         "data set": card.name + (f" ({card.modality})" if card.modality else ""),
         "reference": reference(card),
         "licence": card.licence or None,
         "citation": list(card.citation),
-        "run": path,
-        "checkpoint": config.checkpoint if Path(path).is_dir() else None,
-        "calibration": predictor.calibration.words if predictor.calibration else "none",
-        **training_facts(predictor.config, predictor.model),
+        "run": paths[0] if single else list(paths),
+        "checkpoint": config.checkpoint if all(Path(path).is_dir() for path in paths) else None,
+        "calibration": ensemble.calibration.words if ensemble.calibration else "none",
+        **shared_facts(training_facts(member.config, member.model) for member in ensemble.members if member.config is not None),
     }
     notes = list(card.notes)
     if name in ("train", "val", "all") and config.data is None:
         notes.append(
             f"These are {'training' if name == 'train' else 'validation' if name == 'val' else 'all'} cases: the model has seen them or was chosen by them."
         )
-    if predictor.calibration:
-        notes += _told(predictor.calibration.overlap_note(case.id for case in cases))
-    return _Model(RunCases(predictor, cases, card), card.schema, facts, lambda case_id: subject_of(case_id, card), notes, _stored_shares(path))
+    if ensemble.calibration:
+        notes += _told(ensemble.calibration.overlap_note(case.id for case in cases))
+    return _Model(RunCases(ensemble, cases, card), card.schema, facts, lambda case_id: subject_of(case_id, card), notes, _stored_shares(paths))
 
 
 def _told(warning: str | None) -> list[str]:
@@ -255,11 +266,16 @@ def _told(warning: str | None) -> list[str]:
     return [] if warning is None else [warning]
 
 
-def _stored_shares(path: str) -> list[float] | None:
-    """The class shares that a run was trained on, as its own report has them; None for a checkpoint file or a run without a report."""
-    report = Path(path) / "summary.json"
-    baseline = json.loads(report.read_text()).get("baseline") if report.is_file() else None
-    return baseline["class_shares"] if baseline else None
+def _stored_shares(paths: Sequence[str]) -> list[float] | None:
+    """The class shares that runs were trained on, on average, as their own reports have them; None with a checkpoint file or a run without a report."""
+    every = []
+    for path in paths:
+        report = Path(path) / "summary.json"
+        baseline = json.loads(report.read_text()).get("baseline") if report.is_file() else None
+        if not baseline:
+            return None
+        every.append(baseline["class_shares"])
+    return [sum(shares) / len(every) for shares in zip(*every, strict=True)]
 
 
 def _card(config: DictConfig) -> DataCard:
@@ -296,7 +312,7 @@ def saved_model(config: DictConfig, path: str, known_names: Sequence[tuple[str, 
         from_logits=config.from_logits,
         axes=config.axes,
         ignore_index=config.ignore_index,
-        regions=None if config.regions is None else {str(name): list(values) for name, values in config.regions.items()},
+        regions={str(name): list(values) for name, values in config.regions.items()} if config.regions else None,
         label_values=None if config.label_values is None else list(config.label_values),
         prediction_suffix=config.prediction_suffix,
         label_suffix=config.label_suffix,

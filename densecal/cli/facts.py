@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,7 +10,7 @@ from torch import nn
 
 from densecal.data.card import DataCard
 
-__all__ = ["minutes", "reference", "target_name", "training_facts"]
+__all__ = ["minutes", "reference", "shared_facts", "target_name", "training_facts"]
 
 
 def reference(card: DataCard) -> str | None:
@@ -42,6 +42,21 @@ def training_facts(config: DictConfig, model: nn.Module) -> dict[str, Any]:
         "whole images by": _settings(config.inference),
         "seed": config.seed,
     }
+
+
+def shared_facts(every: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The facts of several networks: a value that all share as it is, else the different ones.
+
+    Example:
+        >>> shared_facts([{"loss": "svls", "seed": 0}, {"loss": "svls", "seed": 1}])
+        {'loss': 'svls', 'seed': [0, 1]}
+    """
+    values: dict[str, list[Any]] = {}
+    for facts in every:
+        for name, value in facts.items():
+            if value not in values.setdefault(name, []):
+                values[name].append(value)
+    return {name: found[0] if len(found) == 1 else found for name, found in values.items()}
 
 
 def target_name(node: DictConfig) -> str:

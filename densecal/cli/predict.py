@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def predict(config: DictConfig) -> None:
-    """Predict every volume or image of ``input`` and write the chosen outputs, on each file's own grid.
+    """Predict every volume or image of ``input`` by a run, or by the mean of several, and write the chosen outputs, on each file's own grid.
 
     A file that cannot be read costs one line; the others are still predicted, and the command then ends with an error.
 
@@ -31,9 +31,10 @@ def predict(config: DictConfig) -> None:
         CommandError: What the user can mend.
     """
     # A mistyped setting need not wait for torch.
+    from densecal.cli.members import member_paths
     from densecal.data.layouts import case_id_of
     from densecal.data.medium import medium_of
-    from densecal.inference import OUTPUTS, Predictor, resolve_device, write_description, write_prediction
+    from densecal.inference import OUTPUTS, Ensemble, resolve_device, write_description, write_prediction
     from densecal.inference.calibration import begin_calibrated
 
     if unknown := [name for name in config.outputs if name not in OUTPUTS]:
@@ -48,7 +49,8 @@ def predict(config: DictConfig) -> None:
         if not source.exists():
             raise FileNotFoundError(f"input: no file or folder {source}.")
         device = resolve_device(config.device)
-        predictor = Predictor.from_run(config.run, config.checkpoint, device, config.inference, config.calibration, trust_config=config.trust_config)
+        runs = member_paths("run", config.run)
+        predictor = Ensemble.from_runs(runs, config.checkpoint, device, config.inference, config.calibration, trust_config=config.trust_config)
         medium = medium_of(predictor.card)
         for name in config.outputs:
             if name not in medium.outputs:

@@ -56,7 +56,7 @@ class PredictSettings:
     """``configs/predict.yaml`` explains each setting and gives its default."""
 
     inference: Any = None
-    run: str = MISSING
+    run: Any = MISSING
     checkpoint: str = MISSING
     calibration: str | None = None
     input: str = MISSING
@@ -111,9 +111,10 @@ class EvaluateSettings(_ScoredSettings):
     """``configs/evaluate.yaml`` explains each setting and gives its default."""
 
     run: Any = None
+    ensemble: Any = None
     checkpoint: str = MISSING
     calibration: str | None = None
-    regions: dict[str, list[int]] | None = None
+    regions: dict[str, list[int]] = field(default_factory=dict)
     activation: str | None = None
     subject_pattern: str | None = None
     num_bins: int = MISSING
@@ -130,12 +131,14 @@ class CalibrateSettings(_ScoredSettings):
 
     posthoc: Any = MISSING
     run: Any = None
+    ensemble: Any = None
     checkpoint: str | None = None
-    regions: dict[str, list[int]] | None = None
+    regions: dict[str, list[int]] = field(default_factory=dict)
     activation: str | None = None
     subject_pattern: str | None = None
     apply_to: str | None = None
     calibration: str | None = None
+    control: dict[str, float] = field(default_factory=dict)
     fit_region: str = MISSING
     foreground_radius: int = MISSING
     num_folds: int = MISSING

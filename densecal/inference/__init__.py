@@ -1,6 +1,7 @@
 """From image files to probabilities, labels and confidence maps."""
 
 from densecal.inference.customary import customary_inferer
+from densecal.inference.ensemble import Ensemble
 from densecal.inference.inferer import Inferer, full_resolution
 from densecal.inference.predictor import OUTPUTS, Prediction, Predictor, resolve_device, write_description, write_prediction
 from densecal.inference.run_cases import RunCases, cases_of_split
@@ -9,6 +10,7 @@ from densecal.inference.whole_image import WholeImage
 
 __all__ = [
     "OUTPUTS",
+    "Ensemble",
     "Inferer",
     "Prediction",
     "Predictor",

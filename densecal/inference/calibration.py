@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from densecal.data.card import DataCard
 from densecal.files import write_atomically
 from densecal.posthoc import Calibrator, load_calibrator
 from densecal.runs import file_hash
 
-__all__ = ["FOLDER", "NOTE", "Calibration", "begin_calibrated", "find_calibration", "overlap_note", "read_calibration", "read_note"]
+__all__ = ["FOLDER", "NOTE", "Calibration", "begin_calibrated", "facts_of", "find_calibration", "overlap_note", "read_calibration", "read_note"]
 
 FOLDER = "calibration"
 """Of a run's folder, where ``densecal-calibrate`` leaves what it fits."""
@@ -31,7 +33,8 @@ class Calibration:
     Args:
         name: Its method, ``"temperature"`` for example.
         calibrator: The calibrator.
-        facts: What the file keeps beside it: ``classes``, ``fitted_on`` (names of cases), ``region``; of a run ``checkpoint`` (its hash) and ``inference``.
+        facts: What the file keeps beside it: ``classes``, ``fitted_on`` (names of cases), ``region``; of a run ``checkpoint`` (its hash) and ``inference``, of an ensemble
+            ``members`` with these of each.
         path: The file.
     """
 
@@ -39,6 +42,15 @@ class Calibration:
     calibrator: Calibrator
     facts: Mapping[str, Any]
     path: Path
+
+    def __call__(self, probs: Tensor, place: torch.device) -> Tensor:
+        """Calibrate probabilities ``(C, *spatial)`` where there is room for them; the result is in main memory."""
+        return self.calibrator.to(place)(probs.unsqueeze(0).to(place), from_probs=True)[0].cpu()
+
+    @property
+    def members(self) -> list[dict[str, Any]]:
+        """The facts of each checkpoint that it was fitted for: one of a run, several of an ensemble, none of saved predictions."""
+        return [member for member in self.facts.get("members", [self.facts]) if "checkpoint" in member]
 
     @property
     def words(self) -> str:
@@ -71,46 +83,81 @@ def read_calibration(path: Path) -> Calibration:
         ValueError: If it is no calibrator of densecal's.
     """
     calibrator, facts = load_calibrator(path)
-    if not isinstance(facts.get("classes"), list) or not isinstance(facts.get("fitted_on"), list):
+    lists = [facts.get("classes"), facts.get("fitted_on"), facts.get("members", [])]
+    if not all(isinstance(one, list) for one in lists) or not all(isinstance(member, dict) for member in lists[-1]):
         raise ValueError(f"{path}: does not say what it was fitted on. Fit it again with densecal-calibrate.")
     return Calibration(path.name.removesuffix(".safetensors"), calibrator, facts, path)
 
 
-def find_calibration(name: str, checkpoint: Path, card: DataCard, inference: DictConfig) -> Calibration:
-    """The calibrator to use with a checkpoint.
+def find_calibration(name: str, members: Mapping[Path, DictConfig], card: DataCard) -> Calibration:
+    """The calibrator to use with a checkpoint, or with the mean of several.
 
     Args:
-        name: One that ``densecal-calibrate`` left in the checkpoint's run, or a file.
-        checkpoint: The checkpoint file.
+        name: One that ``densecal-calibrate`` left in the run of the only checkpoint, or a file.
+        members: Checkpoint file -> how whole images are predicted with it.
         card: The data set card of the run.
-        inference: How whole images are predicted.
 
     Raises:
         FileNotFoundError: If there is none; the text lists those that there are.
-        ValueError: If it was fitted for another checkpoint, other classes or another way of predicting.
+        ValueError: If it was fitted for other checkpoints, other classes or another way of predicting.
     """
-    folder = checkpoint.resolve().parent.parent / FOLDER
-    path = Path(name) if name.endswith(".safetensors") else folder / f"{name}.safetensors"
+    path = Path(name) if name.endswith(".safetensors") else _in_run(name, list(members))
+    calibration = read_calibration(path)
+    facts, schema = calibration.facts, card.schema
+    if facts["classes"] != list(schema.names) or calibration.calibrator.activation != schema.activation:
+        raise ValueError(f"{path}: was fitted for {facts['classes']}, but the network knows {list(schema.names)}.")
+    fitted = calibration.members
+    now = [facts_of("", checkpoint, inference) for checkpoint, inference in members.items()]
+    if fitted and sorted(member["checkpoint"] for member in fitted) != sorted(member["checkpoint"] for member in now):
+        if len(fitted) == len(now) == 1:
+            raise ValueError(
+                f"{path}: was fitted for another checkpoint than {next(iter(members))}, and says nothing about this one. Choose that one by checkpoint=best or last, or "
+                "fit anew with densecal-calibrate."
+            )
+        raise ValueError(
+            f"{path}: was fitted for {_mean_of(member.get('run') for member in fitted)}, and says nothing about {_mean_of(members)}. Give the same members, from the same "
+            "checkpoints, or fit anew with densecal-calibrate."
+        )
+    then = {member["checkpoint"]: member.get("inference") for member in fitted}
+    for member in now:
+        if then.get(member["checkpoint"]) not in (None, member["inference"]):
+            raise ValueError(
+                f"{path}: was fitted for images predicted by {then[member['checkpoint']]}, not by {member['inference']}. Leave `inference` as it was, or fit anew with it."
+            )
+    return calibration
+
+
+def facts_of(run: str, checkpoint: Path, inference: DictConfig) -> dict[str, Any]:
+    """What a calibrator's file keeps of a checkpoint that it is fitted for: ``run`` (its folder), ``checkpoint_file``, ``checkpoint`` (its hash) and ``inference``."""
+    return {
+        "run": run,
+        "checkpoint_file": checkpoint.name,
+        "checkpoint": file_hash(checkpoint),
+        "inference": OmegaConf.to_container(inference, resolve=True),
+    }
+
+
+def _in_run(name: str, checkpoints: Sequence[Path]) -> Path:
+    """The file of a calibrator that is called by its name."""
+    if len(checkpoints) > 1:
+        raise ValueError(
+            f"calibration: expected a file, calibration=DIR/{name}.safetensors, but got {name!r}: an ensemble has no folder of its own to look into. "
+            f"densecal-calibrate ensemble=[RUN,RUN] posthoc=[{name}] fits one."
+        )
+    folder = checkpoints[0].resolve().parent.parent / FOLDER
+    path = folder / f"{name}.safetensors"
     if not path.is_file():
         there = ", ".join(sorted(p.name.removesuffix(".safetensors") for p in folder.glob("*.safetensors")))
         raise FileNotFoundError(
             f"calibration: no {path}. {f'There are: {there}.' if there else 'Fit one: densecal-calibrate run=DIR posthoc=[temperature].'}"
         )
-    calibration = read_calibration(path)
-    facts, schema = calibration.facts, card.schema
-    if facts["classes"] != list(schema.names) or calibration.calibrator.activation != schema.activation:
-        raise ValueError(f"{path}: was fitted for {facts['classes']}, but the network knows {list(schema.names)}.")
-    if facts.get("checkpoint") not in (None, file_hash(checkpoint)):
-        raise ValueError(
-            f"{path}: was fitted for another checkpoint than {checkpoint}, and says nothing about this one. Choose that one by checkpoint=best or last, or "
-            "fit anew with densecal-calibrate."
-        )
-    now = OmegaConf.to_container(inference, resolve=True)
-    if facts.get("inference") not in (None, now):
-        raise ValueError(
-            f"{path}: was fitted for images predicted by {facts['inference']}, not by {now}. Leave `inference` as it was, or fit anew with it."
-        )
-    return calibration
+    return path
+
+
+def _mean_of(names: Iterable[object]) -> str:
+    """Networks in words."""
+    first, *others = map(str, names)
+    return f"the mean of {', '.join([first, *others])}" if others else f"{first} alone"
 
 
 def begin_calibrated(folder: Path, calibration: Calibration | None) -> bool:

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from densecal.data.card import DataCard, override_card, resolve_root
+from densecal.data.card import override_card, resolve_root
 from densecal.data.layouts import Case, find_cases
 from densecal.data.predictions import PredictedCase
 from densecal.data.validate import Problem, find_problems
+from densecal.inference.ensemble import Ensemble, check_one_data_set
 from densecal.inference.predictor import Predictor
 from densecal.inference.run_cases import RunCases
 
@@ -55,17 +56,19 @@ class OutOfFoldCases:
         trust_config: bool = False,
     ) -> None:
         predictors = [Predictor.from_run(run, checkpoint or tested_checkpoint(run), device, inference, trust_config=trust_config) for run in runs]
-        self.card = _one_card(runs, [predictor.card for predictor in predictors], root)
+        everyone = Ensemble(predictors)
+        if root is None:
+            check_one_data_set(predictors, runs)
+        self.card = everyone.card if root is None else override_card(everyone.card, {"root": root})
         self.runs = list(runs)
         self.all_cases: list[Case] = find_cases(resolve_root(self.card), self.card)
-        self._folds = []
-        for run, predictor in zip(runs, predictors, strict=True):
-            seen = {case_id for name, side in _splits(run).items() if name in ("train", "val") for case_id in side}
-            self._folds.append(RunCases(predictor, [case for case in self.all_cases if case.id not in seen], self.card))
-        held_out = {case_id for fold in self._folds for case_id in fold.case_ids}
-        self.case_ids = tuple(sorted(held_out))
-        self.uncovered = tuple(sorted({case.id for case in self.all_cases} - held_out))
-        if not held_out:
+        self._cases = RunCases(everyone, self.all_cases, self.card)
+        splits = [_splits(run) for run in runs]
+        seen = [{*split.get("train", ()), *split.get("val", ())} for split in splits]
+        self._unbiased = {case.id: [one for one, ids in zip(predictors, seen, strict=True) if case.id not in ids] for case in self.all_cases}
+        self.case_ids = tuple(sorted(case_id for case_id, some in self._unbiased.items() if some))
+        self.uncovered = tuple(sorted(case_id for case_id, some in self._unbiased.items() if not some))
+        if not self.case_ids:
             raise ValueError(
                 f"runs: no case of {self.card.name} in {self.card.root} was held out by any of the {len(self.runs)} run(s). "
                 "Train with data.num_folds=5 data.fold=0,1,2,3,4, or with a test split."
@@ -84,16 +87,14 @@ class OutOfFoldCases:
         Raises:
             ValueError: If a file cannot be read; the text names it.
         """
-        folds = [fold for fold in self._folds if case_id in fold.case_ids]
-        places = [fold.case_ids.index(case_id) for fold in folds]
-        predictions = [fold.predict(place) for fold, place in zip(folds, places, strict=True)]
-        case = folds[0].beside_label(places[0], predictions[0])
-        probs = torch.stack([prediction.probs for prediction in predictions]).mean(dim=0)
-        return PredictedCase(case.case_id, probs, case.label, case.spacing, case.axis_names)
+        unbiased = Ensemble(self._unbiased[case_id])
+        place = self._cases.case_ids.index(case_id)
+        prediction = unbiased(self.all_cases[place].image)
+        return self._cases.beside_label(place, prediction)
 
     def image(self, case_id: str) -> NDArray[Any]:
         """The image of a case as shown: grey values of its first channel, ``(*spatial)``, or colours ``(rows, columns, 3)``."""
-        return next(fold for fold in self._folds if case_id in fold.case_ids).image(case_id)
+        return self._cases.image(case_id)
 
 
 def tested_checkpoint(run: Path) -> str:
@@ -109,15 +110,3 @@ def _splits(run: Path) -> dict[str, list[str]]:
     splits = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(splits, dict)
     return splits
-
-
-def _one_card(runs: Sequence[Path], cards: Sequence[DataCard], root: str | None) -> DataCard:
-    first = cards[0] if root is None else override_card(cards[0], {"root": root})
-    for run, card in zip(runs, cards, strict=True):
-        if card.told_apart != first.told_apart:
-            raise ValueError(f"runs: {run} was trained on {card.told_apart}, but {runs[0]} on {first.told_apart}.")
-        if root is None and card.root != first.root:
-            raise ValueError(
-                f"runs: {run} was trained on {card.root}, but {runs[0]} on {first.root}. Give runs of one data set, or root=DIR if they are copies."
-            )
-    return first

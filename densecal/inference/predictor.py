@@ -82,6 +82,8 @@ class Predictor:
         self.window = window
         self.config: DictConfig | None = None
         """Of the run, where the network comes from one."""
+        self.checkpoint: Path | None = None
+        """The file, where it comes from one."""
         self.calibration: Calibration | None = None
         """What mends the probabilities on the file's own grid, the last thing of all."""
 
@@ -136,10 +138,9 @@ class Predictor:
         except InstantiationException as error:
             raise ValueError(f"inference: {str(error.__cause__ or error).splitlines()[0]}") from error
         predictor = cls(model, card, window, device)
-        predictor.config = config
+        predictor.config, predictor.checkpoint = config, path
         if calibration is not None:
-            predictor.calibration = find_calibration(calibration, path, card, config.inference)
-            predictor.calibration.calibrator.to(predictor.device)
+            predictor.calibration = find_calibration(calibration, {path: config.inference}, card)
         return predictor
 
     @torch.inference_mode()
@@ -169,20 +170,20 @@ class Predictor:
             )
         if bad := int((~torch.isfinite(image)).sum()):
             raise ValueError(f"{names}: holds {bad} NaN or infinite {medium.element}(s). Replace them, with np.nan_to_num for example.")
-        place = self.device if self._fits(image) else image.device
+        place = self.place(image)
         probs = self.window(self.model, image.unsqueeze(0).to(place), activation=self.card.schema.activation)[0].cpu()
         probs = source.restore(probs)
         if self.calibration is not None:
-            probs = self.calibration.calibrator.to(place)(probs.unsqueeze(0).to(place), from_probs=True)[0].cpu()
+            probs = self.calibration(probs, place)
         return Prediction(probs, source, self.card)
 
-    def _fits(self, image: Tensor) -> bool:
-        """Whether the probabilities of an image can be summed up on the device; else they are in main memory, and the windows alone go there."""
+    def place(self, image: Tensor) -> torch.device:
+        """Where the probabilities of an image are summed up: on the device if they fit; else in main memory, and the windows alone go to the device."""
         if self.device.type != "cuda":
-            return True
+            return self.device
         free, _ = torch.cuda.mem_get_info(self.device)
         needed = _COPIES * 4 * self.card.schema.num_classes * image[0].numel() * max(max(self.window.scales), 1.0) ** self.card.spatial_dims
-        return needed < free / 2  # the other half is the network's
+        return self.device if needed < free / 2 else image.device  # the other half is the network's
 
 
 def resolve_device(name: str) -> torch.device:

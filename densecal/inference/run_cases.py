@@ -15,6 +15,7 @@ from densecal.data.medium import medium_of
 from densecal.data.predictions import PredictedCase
 from densecal.data.split import split_cases
 from densecal.data.validate import Problem, find_problems
+from densecal.inference.ensemble import Ensemble
 from densecal.inference.predictor import Prediction, Predictor
 from densecal.ops.region_maps import region_maps
 
@@ -22,10 +23,10 @@ __all__ = ["RunCases", "cases_of_split"]
 
 
 class RunCases:
-    """Predictions of a trained run on whole files, on the files' own grid, beside the labels as stored.
+    """Predictions of a trained run, or of an ensemble, on whole files, on the files' own grid, beside the labels as stored.
 
     Args:
-        predictor: The trained network.
+        predictor: The trained network, or several.
         cases: The cases.
         card: How their labels are read.
 
@@ -35,7 +36,7 @@ class RunCases:
         torch.Size([3, 35, 51, 35])
     """
 
-    def __init__(self, predictor: Predictor, cases: Sequence[Case], card: DataCard) -> None:
+    def __init__(self, predictor: Predictor | Ensemble, cases: Sequence[Case], card: DataCard) -> None:
         self.predictor = predictor
         self.cases = list(cases)
         self.card = card
@@ -79,12 +80,13 @@ class RunCases:
         return medium_of(self.card).picture(self.cases[self._place[case_id]].image, self.card)
 
 
-def cases_of_split(card: DataCard, split: str | None) -> tuple[str, list[Case]]:
+def cases_of_split(card: DataCard, split: str | None, others: Sequence[DataCard] = ()) -> tuple[str, list[Case]]:
     """The cases of a card's data set to evaluate on.
 
     Args:
         card: The data set.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``. By default the test cases, where there are none those of validation.
+        others: The same data set as the other members of an ensemble divide it: a case is in a split where it is in that split of all.
 
     Returns:
         Name of the split, and its cases.
@@ -100,10 +102,22 @@ def cases_of_split(card: DataCard, split: str | None) -> tuple[str, list[Case]]:
         return "test", find_cases(root, card)
     root = resolve_root(card)
     cases = find_cases(root, card)
-    splits = {"all": cases} if split == "all" else split_cases(cases, card)
+    splits = {"all": cases} if split == "all" else _common_splits(cases, (card, *others))
     name = split or next((name for name in ("test", "val") if splits[name]), "test")
+    if not splits[name] and others:
+        raise ValueError(
+            f"split: no {name} case of {card.name} in {root} is one of all {len(others) + 1} members of the ensemble: of folds, each has been trained on the others'. "
+            "Evaluate it on cases that no member has seen, data=CARD data.root=DIR."
+        )
     if not splits[name]:
         raise ValueError(
             f"split: {card.name} in {root} has no cases {'in ' + name if name != 'all' else 'at all'}. Choose another split, or split=all."
         )
     return name, splits[name]
+
+
+def _common_splits(cases: Sequence[Case], cards: Sequence[DataCard]) -> dict[str, list[Case]]:
+    """The splits of the first card, less the cases that are elsewhere in that of another."""
+    first, *others = (split_cases(cases, card) for card in cards)
+    kept = {name: [{case.id for case in split[name]} for split in others] for name in SPLITS}
+    return {name: [case for case in first[name] if all(case.id in ids for ids in kept[name])] for name in SPLITS}

@@ -97,7 +97,7 @@ class FalseNegativeControl:
         Raises:
             ValueError: If shapes or values do not fit.
         """
-        inside, truth = self._inside(probs), self._truth(probs, label)
+        inside, (truth, _) = self._inside(probs), self._truth(probs, label)
         for p, y in zip(inside.flatten(1).cpu(), truth.flatten(1).cpu(), strict=True):
             found = p[y].sort().values
             if len(found):
@@ -129,8 +129,15 @@ class FalseNegativeControl:
     def false_negative_rate(self, probs: Tensor, label: Tensor) -> Tensor:
         """Share of the region that the mask misses, per case, ``(N,)``, float64; NaN where a case does not have it."""
         missed = ~self(probs).flatten(1)
-        truth = self._truth(probs, label).flatten(1).to(missed.device)
+        truth = self._truth(probs, label)[0].flatten(1).to(missed.device)
         return (missed & truth).sum(1).double() / truth.sum(1)
+
+    def size_ratio(self, probs: Tensor, label: Tensor) -> Tensor:
+        """How many times as large as the region the mask is, per case, ``(N,)``, float64, ignored pixels left out; NaN where a case does not have the region."""
+        mask = self(probs).flatten(1)
+        truth, valid = (one.flatten(1).to(mask.device) for one in self._truth(probs, label))
+        ratio = (mask & valid).sum(1).double() / truth.sum(1)
+        return torch.where(truth.any(1), ratio, torch.nan)
 
     def _inside(self, probs: Tensor) -> Tensor:
         probs = plain(probs)
@@ -140,7 +147,8 @@ class FalseNegativeControl:
             )
         return probs[:, list(self.region)].float().sum(1)
 
-    def _truth(self, probs: Tensor, label: Tensor) -> Tensor:
+    def _truth(self, probs: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the region is, and where pixels count."""
         target = one_hot_target(
             align_label(label, probs), probs.shape[1], activation=self.activation, ignore_index=self.ignore_index, spatial_dims=probs.ndim - 2
         )
@@ -148,4 +156,4 @@ class FalseNegativeControl:
             inside = torch.isin(target.label_map, torch.tensor(self.region, device=target.label_map.device))
         else:
             inside = target.one_hot[:, list(self.region)].sum(1) > 0.5
-        return inside & target.valid
+        return inside & target.valid, target.valid.expand_as(inside)

@@ -552,6 +552,14 @@ def test_a_loss_that_says_otherwise_is_one_line(line, schema, message):
         build_loss(composed(*line).loss, "loss", schema)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "calibrate"])
+def test_regions_of_saved_predictions_are_given_as_a_mapping(command):
+    register_settings()
+    arguments = prepare_arguments(["predictions=P", "labels=L", "regions={whole: [1, 2], core: [2]}"], command)
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(configs_dir())):
+        assert hydra.compose(command, arguments).regions == {"whole": [1, 2], "core": [2]}
+
+
 def test_regions_are_given_as_a_mapping():
     assert composed("data=camvid", "data.regions={car: [car], ground: [road, 4]}").data.regions == {"car": ["car"], "ground": ["road", 4]}
     with pytest.raises(CommandError, match="RandomCrup"):

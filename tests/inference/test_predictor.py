@@ -420,4 +420,4 @@ def test_probabilities_that_fill_the_device_stay_in_main_memory(more, fits, pred
     """Four copies of 11 x 11 x 11 voxels of 3 classes of 4 bytes, in half of what is free: the other half is the network's."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 4 * 11**3 * 3 * 4 + more, 0))
     monkeypatch.setattr(predictor, "device", torch.device("cuda"))
-    assert predictor._fits(torch.zeros(1, 11, 11, 11)) == fits
+    assert predictor.place(torch.zeros(1, 11, 11, 11)).type == ("cuda" if fits else "cpu")

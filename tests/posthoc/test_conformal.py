@@ -97,3 +97,17 @@ def test_ignored_pixels_and_cases_without_the_region_do_not_count():
 def test_mistakes_are_named(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+def test_size_ratio_is_mask_over_region():
+    """Of five pixels one is ignored; the mask takes three, the region has two. A case without the region has no ratio."""
+    inside = torch.tensor([[0.9, 0.8, 0.7, 0.1, 0.9], [0.9, 0.8, 0.7, 0.1, 0.9]])
+    probs = torch.stack([1 - inside, inside], dim=1)
+    label = torch.tensor([[1, 1, 0, 0, 255], [0, 0, 0, 0, 255]])
+    control = FalseNegativeControl(1, alpha=0.5, ignore_index=255)
+    control.threshold = 0.5
+    first, second = control.size_ratio(probs, label).tolist()
+    assert first == 3 / 2
+    assert math.isnan(second)
+    control.threshold = 0.95
+    assert control.size_ratio(probs[:1], label[:1]).tolist() == [0.0]
