@@ -69,8 +69,7 @@ def score_run(
     assert predictor.config is not None
     found: dict[str, Calibration | None] = {"": None}
     for name in posthoc:
-        found[name] = find_calibration(name, path, predictor.card, predictor.config.inference)
-        found[name].calibrator.to(predictor.device)  # type: ignore[union-attr]
+        found[name] = find_calibration(name, {path: predictor.config.inference}, predictor.card)
     card = override_card(predictor.card, list(changes)) if changes else predictor.card
     _, chosen = cases_of_split(card, "test")
     splits = json.loads((run / "splits.json").read_text(encoding="utf-8"))
@@ -90,9 +89,7 @@ def score_run(
     for index in tqdm(range(len(cases)), desc=f"Scoring {method}", unit="case", leave=False, disable=not sys.stderr.isatty()):
         case = cases[index]
         for name, calibration in found.items():
-            probs = (
-                case.probs if calibration is None else calibration.calibrator(case.probs.unsqueeze(0).to(predictor.device), from_probs=True)[0].cpu()
-            )
+            probs = case.probs if calibration is None else calibration(case.probs, predictor.device)
             add_case(evaluations[name], replace(case, probs=probs), index)
 
     record = read_record(run)
