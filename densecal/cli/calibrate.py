@@ -86,7 +86,7 @@ def _check(config: DictConfig) -> None:
             raise CommandError("calibration: is fitted already; leave out predictions=, or leave out calibration= to fit anew.")
     elif config.predictions is None:
         raise CommandError(
-            "Nothing to calibrate: give a trained run as run=DIR, several as ensemble=[DIR,DIR], or saved probabilities as predictions=DIR labels=DIR."
+            "Nothing to calibrate: give a trained run as run=DIR, or several as ensemble=[DIR,DIR], or saved probabilities as predictions=DIR labels=DIR."
         )
     elif config.labels is None and config.data is None:
         raise CommandError("labels: give the folder of reference labels, labels=DIR, or a data set with a card, data=CARD data.root=DIR.")

@@ -146,7 +146,7 @@ def _check(config: DictConfig) -> None:
             raise CommandError(f"{name}: expected one of {allowed}, but got {config[name]!r}.")
     if config.run is None and config.ensemble is None and config.predictions is None:
         raise CommandError(
-            "Nothing to evaluate: give a trained run as run=DIR, several as ensemble=[DIR,DIR], or saved probabilities as predictions=DIR labels=DIR."
+            "Nothing to evaluate: give a trained run as run=DIR, or several as ensemble=[DIR,DIR], or saved probabilities as predictions=DIR labels=DIR."
         )
     if config.predictions is not None and config.labels is None and config.data is None and config.run is None and config.ensemble is None:
         raise CommandError("labels: give the folder of reference labels, labels=DIR, or a data set with a card, data=CARD data.root=DIR.")

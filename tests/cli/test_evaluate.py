@@ -225,7 +225,10 @@ def test_cases_csv_names_the_cases(evaluate, nnunet, labels):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"Nothing to evaluate: give a trained run as run=DIR, or saved probabilities as predictions=DIR labels=DIR"),
+        (
+            [],
+            r"Nothing to evaluate: give a trained run as run=DIR, or several as ensemble=\[DIR,DIR\], or saved probabilities as predictions=DIR labels=DIR",
+        ),
         (["predictions=/nowhere"], r"labels: give the folder of reference labels"),
         (["predictions=/nowhere", "labels=/nowhere"], r"predictions: no folder /nowhere"),
         (["run=/nowhere"], r"/nowhere.*no such run directory"),
