@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -172,5 +173,6 @@ def inline_svg(figure: Figure, *, label: str, prefix: str) -> str:
 
 def _svg(figure: Figure, background: str) -> str:
     buffer = io.BytesIO()
-    FigureCanvasSVG(figure).print_figure(buffer, format="svg", facecolor=background, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "densecal"}):  # the same drawing is the same file
+        FigureCanvasSVG(figure).print_figure(buffer, format="svg", facecolor=background, metadata={"Date": None})
     return buffer.getvalue().decode()

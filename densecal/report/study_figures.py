@@ -236,7 +236,7 @@ def length_chart(methods: Runs, shown: Sequence[str], keys: Sequence[str]) -> Ch
                         label=plain_text(name, max_length=34),
                         **theme.line(i),
                     )
-            axes.set_title(f"{measure(key).name} by length of training\n(validation cases, mean over runs)", color=theme.ink, fontsize=10.5)
+            axes.set_title(f"{measure(key).short} by length of training\n(validation cases, mean over runs)", color=theme.ink, fontsize=10.5)
             axes.set_xlabel("Epochs", color=theme.ink)
             axes.legend(fontsize=8, frameon=False, labelcolor=theme.ink, handlelength=3)
             style_axes(axes, theme)
@@ -267,7 +267,7 @@ def size_chart(methods: Runs, keys: Sequence[str]) -> Chart | None:
                 axes.errorbar(sizes, means, spread, linewidth=1.6, markersize=4.5, capsize=2, elinewidth=0.8, label=label, **theme.line(i))
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
-            axes.set_title(f"{measure(key).name} by number of training cases", color=theme.ink, fontsize=10.5)
+            axes.set_title(f"{measure(key).short} by number of training cases", color=theme.ink, fontsize=10.5)
             axes.set_xlabel("Training cases (mean over runs)", color=theme.ink)
             axes.legend(fontsize=8, frameon=False, labelcolor=theme.ink, handlelength=3)
             style_axes(axes, theme)
