@@ -33,6 +33,7 @@ __all__ = [
     "provenance",
     "read_checkpoint",
     "read_record",
+    "read_splits",
     "write_record",
 ]
 
@@ -119,6 +120,20 @@ def read_record(run: Path) -> dict[str, Any]:
     record = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(record, dict)
     return record
+
+
+def read_splits(run: Path) -> dict[str, list[str]]:
+    """Read ``splits.json``: split -> the names of its cases.
+
+    Raises:
+        FileNotFoundError: If ``run`` has none.
+    """
+    path = run / "splits.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"No {path}, which says what the run was trained on. Give the directory of a run, runs/EXPERIMENT/TIME.")
+    splits = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(splits, dict)
+    return splits
 
 
 def find_latest_run(output_dir: Path, fits: Callable[[Path], bool]) -> Path:

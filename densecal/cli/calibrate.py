@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -145,10 +144,10 @@ def _of_runs(config: DictConfig, runs: Sequence[str]) -> _Source:
     from densecal.inference.calibration import FOLDER, facts_of
     from densecal.inference.ensemble import check_one_data_set
     from densecal.inference.out_of_fold import tested_checkpoint
-    from densecal.runs import find_checkpoint, new_run_dir
+    from densecal.runs import find_checkpoint, new_run_dir, read_splits
 
     folders = [Path(run) for run in runs]
-    splits = [_splits(folder) for folder in folders]
+    splits = [read_splits(folder) for folder in folders]
     paths = [find_checkpoint(folder, config.checkpoint or tested_checkpoint(folder)) for folder in folders]
     ensemble = Ensemble.from_runs(paths, device=resolve_device(config.device), inference=config.inference, trust_config=config.trust_config)
     cards = [member.card for member in ensemble.members]
@@ -187,16 +186,6 @@ def _of_runs(config: DictConfig, runs: Sequence[str]) -> _Source:
         folder=folder,
         facts=facts[0] if single else {"members": facts},
     )
-
-
-def _splits(folder: Path) -> dict[str, list[str]]:
-    """Which case was in which split of a run."""
-    path = folder / "splits.json"
-    if not path.is_file():
-        raise CommandError(f"run: no {path}, which says what the network has seen. Give the directory of a run, runs/EXPERIMENT/TIME.")
-    splits = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(splits, dict)
-    return splits
 
 
 def _cases(run: str, card: DataCard, split: str, case_ids: Sequence[str]) -> dict[str, Case]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from densecal.inference.calibration import Calibration, find_calibration
 from densecal.inference.out_of_fold import tested_checkpoint
 from densecal.metrics import SegmentationEvaluation
 from densecal.report.study_scores import StudyScores, read_scores
-from densecal.runs import file_hash, find_checkpoint, read_record
+from densecal.runs import file_hash, find_checkpoint, read_record, read_splits
 
 __all__ = ["is_scored", "score_run"]
 
@@ -72,7 +71,7 @@ def score_run(
         found[name] = find_calibration(name, {path: predictor.config.inference}, predictor.card)
     card = override_card(predictor.card, list(changes)) if changes else predictor.card
     _, chosen = cases_of_split(card, "test")
-    splits = json.loads((run / "splits.json").read_text(encoding="utf-8"))
+    splits = read_splits(run)
     seen = {case for name, side in splits.items() if name != "test" for case in side}
     if changes and (trained := [case.id for case in chosen if case.id in seen]):
         raise ValueError(

@@ -42,7 +42,18 @@ from densecal.metrics import SegmentationEvaluation
 from densecal.models.pretrained import without_pretrained
 from densecal.ops.activation import probabilities
 from densecal.registry import near_matches
-from densecal.runs import RunInUse, find_checkpoint, find_latest_run, lock_run, new_run_dir, provenance, read_checkpoint, read_record, write_record
+from densecal.runs import (
+    RunInUse,
+    find_checkpoint,
+    find_latest_run,
+    lock_run,
+    new_run_dir,
+    provenance,
+    read_checkpoint,
+    read_record,
+    read_splits,
+    write_record,
+)
 from densecal.seeds import derive_seed
 from densecal.tasks import (
     AtomicCheckpointIO,
@@ -466,7 +477,7 @@ def _conflict(folder: Path, config: DictConfig, choices: Mapping[str, str], valu
 
 
 def _check_same_cases(folder: Path, data: SegmentationData) -> None:
-    saved = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
+    saved = read_splits(folder)
     for name in ("train", "val"):
         if saved[name] != [case.id for case in data.splits[name]]:
             raise CommandError(f"{folder}: the data set's {name} cases are not those the run began with (see splits.json there). Start a new run.")

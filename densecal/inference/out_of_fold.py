@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from densecal.data.validate import Problem, find_problems
 from densecal.inference.ensemble import Ensemble, check_one_data_set
 from densecal.inference.predictor import Predictor
 from densecal.inference.run_cases import RunCases
+from densecal.runs import read_splits
 
 __all__ = ["OutOfFoldCases", "tested_checkpoint"]
 
@@ -63,7 +63,7 @@ class OutOfFoldCases:
         self.runs = list(runs)
         self.all_cases: list[Case] = find_cases(resolve_root(self.card), self.card)
         self._cases = RunCases(everyone, self.all_cases, self.card)
-        splits = [_splits(run) for run in runs]
+        splits = [read_splits(run) for run in runs]
         seen = [{*split.get("train", ()), *split.get("val", ())} for split in splits]
         self._unbiased = {case.id: [one for one, ids in zip(predictors, seen, strict=True) if case.id not in ids] for case in self.all_cases}
         self.case_ids = tuple(sorted(case_id for case_id, some in self._unbiased.items() if some))
@@ -100,13 +100,4 @@ class OutOfFoldCases:
 def tested_checkpoint(run: Path) -> str:
     """Which checkpoint the report of a run is about."""
     config = OmegaConf.load(run / "config.yaml")
-    return str(config.evaluate) if _splits(run).get("val") else "last"
-
-
-def _splits(run: Path) -> dict[str, list[str]]:
-    path = run / "splits.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"runs: no {path}, which says what the run was trained on.")
-    splits = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(splits, dict)
-    return splits
+    return str(config.evaluate) if read_splits(run).get("val") else "last"

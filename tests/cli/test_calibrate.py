@@ -360,7 +360,7 @@ def test_regions_are_repaired_near_the_structure(calibrate, tmp_path):
         (["predictions={saved}/predictions"], r"labels: give the folder"),
         (["run={run}", "predictions={saved}/predictions"], r"predictions: goes with saved predictions"),
         (["run={run}", "split=train"], r"split: the network was trained on cases of split=train.*split=val"),
-        (["run={run}/checkpoints/best.ckpt"], r"run: no .*splits\.json"),
+        (["run={run}/checkpoints/best.ckpt"], r"No .*splits\.json"),
         (["run={run}", "posthoc=[temprature]"], r"No posthoc 'temprature'.*Did you mean 'temperature'"),
         (["run={run}", "posthoc=[]"], r"Missing: posthoc. Give it as posthoc="),
         (["run={run}", "posthoc.temperature.max_pixels=0"], r"posthoc\.temperature: Expected `max_pixels`"),
