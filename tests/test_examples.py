@@ -74,7 +74,17 @@ def test_example_runs_on_made_data(name, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXAMPLES)
+def test_nnunet_example_runs_on_real_data(monkeypatch, tmp_path, capsys):
+    """Plan, preprocess, train, predict with probabilities and audit ten volumes. That it learns would take an hour on two cores: 160 steps are too few."""
+    monkeypatch.setenv("DENSECAL_DATA", str(real_set(REAL["nnunet_hippocampus"]).parent))
+    settings = ["--epochs", "2", "--iterations", "2", "--limit", "10"]
+    ece, quality = scores(run("nnunet_hippocampus", settings, monkeypatch, tmp_path, capsys))
+    assert 0 < ece < 1
+    assert 0 <= quality <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in SLOW])
 def test_example_learns_on_real_data(name, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("DENSECAL_DATA", str(real_set(REAL[name]).parent))
     ece, quality = scores(run(name, ["--epochs", "8"], monkeypatch, tmp_path, capsys))
