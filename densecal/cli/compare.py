@@ -52,7 +52,7 @@ Settings:
   methods=A,B      these alone
   add=A,B          these too: losses of densecal or, with --config-dir DIR, of DIR/loss
   jobs=N           how many runs to train at once, the cores shared out; by default 1. What each says goes to train.log beside it then
-  commands=true    print the command of each run that is left, one a line, and train nothing: for the scheduler of a cluster
+  commands=true    print the command of each run that is left, one a line, and train nothing: for a cluster's scheduler
   partial=true     train nothing, and show the runs that are done
   held_out=true    test on the cases that the study holds out, when every choice has been made
   output=DIR       where the runs and the comparison go; by default runs/studies/NAME for a study, else it is printed only
@@ -130,9 +130,9 @@ def _study(given: Mapping[str, str], more: Sequence[str], baseline: str | None, 
     if "methods" in given or "add" in given:
         study = study.of_methods([*(_words(given["methods"]) if "methods" in given else study.runs), *_words(given.get("add", ""))])
     flags = {key: _flag(key, given.get(key, "false")) for key in ("commands", "partial", "held_out")}
-    jobs = _numbers("jobs", given.get("jobs", "1"))[0]
-    if jobs < 1:
-        raise CommandError("jobs: expected 1 or more.")
+    jobs = _numbers("jobs", given.get("jobs", "1"))
+    if len(jobs) > 1 or jobs[0] < 1:
+        raise CommandError(f"jobs: expected how many runs to train at once, 1 or more, but got {given['jobs']!r}.")
     study = study.of_each_replicate()
     if not study.members:
         if baseline or measures:
@@ -159,7 +159,7 @@ def _study(given: Mapping[str, str], more: Sequence[str], baseline: str | None, 
         trained = there | {name: str(run.resolve()) for name, run in begun.items() if is_done(run)}
         print(f"{len(trained)} of {len(study.runs)} runs are done.", flush=True)
     else:
-        trained = train_runs(study, folder, there, begun, more, jobs=jobs)
+        trained = train_runs(study, folder, there, begun, more, jobs=jobs[0])
     if study.members:
         return _score(study, trained, folder, baseline, measures, held_out=flags["held_out"])
     page = folder / "comparison"
@@ -169,33 +169,32 @@ def _study(given: Mapping[str, str], more: Sequence[str], baseline: str | None, 
 
 
 def _print_commands(study: Study, more: Sequence[str], folder: Path, there: Mapping[str, str], begun: Mapping[str, Path]) -> None:
-    """The command of each run that is left; the place of a run that is not there yet is a pattern that a shell fills in."""
-    places = {name: str(folder / name / "*") for name in study.runs} | {name: str(run) for name, run in begun.items()} | dict(there)
-    for name in study.runs:
-        if name in there or (name in begun and is_done(begun[name])):
-            continue
+    """The command of each run that can be trained now; those that need one of these come when it is done."""
+    places = {**there, **{name: str(run) for name, run in begun.items() if is_done(run)}}
+    left = [name for name in study.runs if name not in places]
+    ready = [name for name in left if study.needs(name) <= places.keys()]
+    for name in ready:
         own = [f"resume={begun[name]}"] if name in begun else [*study.lines(name, more, places), f"output_dir={folder}", f"experiment_name={name}"]
         print(f"densecal-train {shlex.join(own)}")
+    if len(ready) < len(left):
+        print(f"{len(left) - len(ready)} more need some of these. Ask again when they are done.", file=sys.stderr)
 
 
 def _score(study: Study, trained: Mapping[str, str], folder: Path, baseline: str | None, measures: Sequence[str], *, held_out: bool) -> Path | None:
     """Score what is not scored yet, and show all."""
-    from densecal.cli.study_scores import is_scored, score_run  # torch is not needed for a mistyped setting
+    from densecal.cli.study_scores import missing_scores, score_run  # torch is not needed for a mistyped setting
 
     runs = {name: Path(trained[name]) for name in study.runs if name in trained}
-    if study.posthoc and (unfitted := [run for run in runs.values() if not _is_calibrated(run, study.posthoc)]):
-        print(f"Fitting {', '.join(study.posthoc)} on validation cases, {len(unfitted)} runs", flush=True)
-        listed = ",".join(f"'{run}'" for run in unfitted)
-        call("calibrate", "calibration", [f"run=[{listed}]", f"posthoc=[{','.join(study.posthoc)}]", "replicates=0", *study.calibrate])
+    if study.posthoc:
+        _calibrate(study, runs, folder)
     page = folder / ("held_out" if held_out else "comparison")
     scores = page / "scores"
     changes = [line.removeprefix("data.") for line in study.held_out] if held_out else []
     own = {name: [line for line in lines if line.partition("=")[0] not in study.members[name].replicate] for name, lines in study.runs.items()}
-    for name, run in runs.items():
+    for name in missing_scores(runs, study, scores, changes):
         member = study.members[name]
-        if not is_scored(run, scores, member.method, member.replicate, study.posthoc):
-            for one in score_run(run, member.method, member.replicate, own[name], posthoc=study.posthoc, changes=changes):
-                one.write(scores)
+        for one in score_run(runs[name], member.method, member.replicate, own[name], posthoc=study.posthoc, changes=changes):
+            one.write(scores)
     return _show(
         [scores],
         f"{study.name}{', on cases held out' if held_out else ''}",
@@ -206,13 +205,26 @@ def _score(study: Study, trained: Mapping[str, str], folder: Path, baseline: str
     )
 
 
-def _is_calibrated(run: Path, posthoc: Sequence[str]) -> bool:
-    """Whether a run has these calibrators, made after its last checkpoint."""
+def _calibrate(study: Study, runs: Mapping[str, Path], folder: Path) -> None:
+    """Fit the study's calibrators for the runs that have none, or others: ``calibrated.json`` says for which checkpoint they were fitted, and how."""
     from densecal.inference.calibration import FOLDER
+    from densecal.inference.out_of_fold import tested_checkpoint
+    from densecal.runs import file_hash
 
-    newest = max((path.stat().st_mtime for path in (run / "checkpoints").glob("*.ckpt")), default=0.0)
-    files = [run / FOLDER / f"{name}.safetensors" for name in posthoc]
-    return all(file.is_file() and file.stat().st_mtime > newest for file in files)
+    settings = [f"posthoc=[{','.join(study.posthoc)}]", "replicates=0", *study.calibrate]
+    wanted = {name: [file_hash(find_checkpoint(run, tested_checkpoint(run))), *settings] for name, run in runs.items()}
+    path = folder / "calibrated.json"
+    noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    left = [
+        name
+        for name, run in runs.items()
+        if noted.get(name) != wanted[name] or not all((run / FOLDER / f"{one}.safetensors").is_file() for one in study.posthoc)
+    ]
+    if left:
+        print(f"Fitting {', '.join(study.posthoc)} on validation cases, {len(left)} runs", flush=True)
+        listed = ",".join(f"'{runs[name]}'" for name in left)
+        call("calibrate", "calibration", [f"run=[{listed}]", *settings])
+        write_atomically(path, json.dumps({**noted, **{name: wanted[name] for name in left}}, indent=2) + "\n")
 
 
 def _show(

@@ -13,16 +13,17 @@ import torch
 from tqdm import tqdm
 
 from densecal.cli.evaluation import BOUNDARY_WIDTH, add_case
+from densecal.cli.study import Study
 from densecal.data import override_card
 from densecal.data.layouts import subject_of
 from densecal.inference import Predictor, RunCases, cases_of_split, resolve_device
-from densecal.inference.calibration import Calibration, find_calibration
+from densecal.inference.calibration import FOLDER, Calibration, find_calibration
 from densecal.inference.out_of_fold import tested_checkpoint
 from densecal.metrics import SegmentationEvaluation
-from densecal.report.study_scores import StudyScores, read_scores
+from densecal.report.study_scores import StudyScores, pair_of, read_scores
 from densecal.runs import file_hash, find_checkpoint, read_record, read_splits
 
-__all__ = ["is_scored", "score_run"]
+__all__ = ["missing_scores", "score_run"]
 
 _HISTORY = (
     "val/dice",
@@ -96,7 +97,6 @@ def score_run(
         "settings": list(settings),
         "training_cases": len(splits["train"]),
         "epochs": predictor.config.data.epochs,
-        "checkpoint": file_hash(path),
         "started": record.get("started"),
         "commit": record.get("commit"),
         "device": str(predictor.device),
@@ -115,22 +115,38 @@ def score_run(
                 case_ids=cases.case_ids,
                 subjects=subjects,
                 background=card.schema.background is not None,
-                facts=facts | repaired,
+                facts=facts | _made_of(run, name, changes) | repaired,
                 history=() if name else _history(run),
             )
         )
     return scores
 
 
-def is_scored(run: Path, folder: Path, method: str, replicate: Mapping[str, Any], posthoc: Sequence[str]) -> bool:
-    """Whether a folder has the scores of a run's checkpoint already."""
-    wanted = {"", *posthoc}
+def missing_scores(runs: Mapping[str, Path], study: Study, folder: Path, changes: Sequence[str]) -> list[str]:
+    """The runs of a study that a folder does not have the scores of, or has those of another checkpoint, calibrator or choice of cases."""
     try:
         there = read_scores(folder)
     except FileNotFoundError:
-        return False
-    known = {one.posthoc: one.facts.get("checkpoint") for one in there if one.method == method and dict(one.replicate) == dict(replicate)}
-    return wanted <= known.keys() and set(map(known.get, wanted)) == {file_hash(find_checkpoint(run, tested_checkpoint(run)))}
+        there = []
+    known = {(one.method, one.pair, one.posthoc): _origin(one.facts) for one in there}
+    left = []
+    for name, run in runs.items():
+        member = study.members[name]
+        wanted = {posthoc: _origin(_made_of(run, posthoc, changes)) for posthoc in ("", *study.posthoc)}
+        pair = pair_of(member.replicate)
+        if any(known.get((member.method, pair, posthoc)) != origin for posthoc, origin in wanted.items()):
+            left.append(name)
+    return left
+
+
+def _made_of(run: Path, posthoc: str, changes: Sequence[str]) -> dict[str, Any]:
+    """What scores come from: the files by their content, and what was changed of the card."""
+    facts: dict[str, Any] = {"checkpoint": file_hash(find_checkpoint(run, tested_checkpoint(run))), "changes": list(changes)}
+    return facts | ({"calibrator": file_hash(run / FOLDER / f"{posthoc}.safetensors")} if posthoc else {})
+
+
+def _origin(facts: Mapping[str, Any]) -> tuple[Any, ...]:
+    return facts.get("checkpoint"), facts.get("calibrator"), tuple(facts.get("changes", ()))
 
 
 def _history(run: Path) -> list[dict[str, float]]:

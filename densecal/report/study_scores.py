@@ -17,7 +17,7 @@ from densecal.metrics.bootstrap import CaseBootstrap
 from densecal.metrics.results import Evaluation, RegionSums, case_overlap
 from densecal.report.figures import classwise_errors
 
-__all__ = ["CaseSums", "StudyScores", "paired_intervals", "read_scores"]
+__all__ = ["CaseSums", "StudyScores", "pair_of", "paired_intervals", "read_scores"]
 
 _VERSION = 1
 _OVERLAPS = ("dice", "iou")
@@ -177,7 +177,7 @@ class StudyScores:
     @property
     def pair(self) -> tuple[Any, ...]:
         """Seed and fold."""
-        return tuple(sorted((key, str(value)) for key, value in self.replicate.items()))
+        return pair_of(self.replicate)
 
     @property
     def file_name(self) -> str:
@@ -193,6 +193,11 @@ class StudyScores:
         """Write it into a folder of scores."""
         content = {"schema_version": _VERSION, **{key: value for key, value in vars(self).items() if key != "cases"}, "cases": asdict(self.cases)}
         return write_atomically(folder / self.file_name, json.dumps(_plain(content), separators=(",", ":")) + "\n")
+
+
+def pair_of(replicate: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What runs of two methods have in common that are compared with each other."""
+    return tuple(sorted((key, str(value)) for key, value in replicate.items()))
 
 
 def read_scores(folder: Path) -> list[StudyScores]:

@@ -164,13 +164,17 @@ def test_a_failure_lets_the_others_end(study, calls, scored):
     assert scored == []
 
 
-def test_commands_are_printed_for_a_scheduler(study, calls, tmp_path, capsys):
+def test_commands_are_printed_for_a_scheduler(study, calls, scored, tmp_path, capsys):
     out = tmp_path / "out"
     assert compare([*study, "seeds=0", "commands=true"]) is None
     assert calls == []
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"densecal-train seed=3 loss=ce seed=0 output_dir={out} experiment_name=teacher_seed0"
-    assert f"{out}/teacher_seed0/*" in lines[1]
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [f"densecal-train seed=3 loss=ce seed=0 output_dir={out} experiment_name=teacher_seed0"]
+    assert "1 more need some of these" in printed.err
+    compare([*study, "seeds=0", "methods=teacher"])
+    compare([*study, "seeds=0", "commands=true"])
+    teacher = out / "teacher_seed0" / "2026-01-31_12-00-00"
+    assert f"'distillation.teachers=[{teacher}]'" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_what_is_done_can_be_shown_before_the_rest(study, calls, scored, capsys):
@@ -233,7 +237,8 @@ def test_done_runs_are_not_taken_for_others(study, calls, tmp_path):
         (["{study}", "--multirun"], "Cannot read '--multirun'."),
         (["{study}", "seeds=a"], "seeds: expected different whole numbers such as 0,1,2, but got 'a'."),
         (["{study}", "folds=1,1"], "folds: expected different whole numbers such as 0,1,2, but got '1,1'."),
-        (["{study}", "jobs=0"], "jobs: expected 1 or more."),
+        (["{study}", "jobs=0"], "jobs: expected how many runs to train at once, 1 or more, but got '0'."),
+        (["{study}", "jobs=1,2"], "jobs: expected how many runs to train at once, 1 or more, but got '1,2'."),
         (["{study}", "partial=yes"], "partial: expected true or false, but got 'yes'."),
         (["{study}", "add=svl"], "svl: "),
         (["{study}", "held_out=true"], "held_out= and partial= are for several runs of each."),
@@ -362,6 +367,12 @@ def test_scores_of_real_runs_with_and_without_repair_and_on_cases_held_out(tmp_p
     times = {path: path.stat().st_mtime_ns for path in (page / "scores").iterdir()}
     compare(arguments)
     assert times == {path: path.stat().st_mtime_ns for path in (page / "scores").iterdir()}, "scored twice"
+    with Path(file).open("a") as lines:
+        lines.write("calibrate: [fit_region=foreground]\n")
+    compare(arguments)
+    changed = {path.name for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed == {path.name for path in times}, "fitted otherwise, and scored anew"
+    printed = (page / "comparison.md").read_text()
     held = compare([*arguments, "held_out=true"])
     assert held == out / "held_out"
     assert (held / "comparison.md").read_text() == printed, "the same cases, said otherwise"
