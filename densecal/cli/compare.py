@@ -52,7 +52,7 @@ Settings:
   methods=A,B      these alone
   add=A,B          these too: losses of densecal or, with --config-dir DIR, of DIR/loss
   jobs=N           how many runs to train at once, the cores shared out; by default 1. What each says goes to train.log beside it then
-  commands=true    print the command of each run that is left, one a line, and train nothing: for a cluster's scheduler
+  commands=true    print the command of each run that can be trained now, one a line, and train nothing: for a cluster's scheduler
   partial=true     train nothing, and show the runs that are done
   held_out=true    test on the cases that the study holds out, when every choice has been made
   output=DIR       where the runs and the comparison go; by default runs/studies/NAME for a study, else it is printed only
