@@ -12,7 +12,7 @@ from pathlib import Path
 from densecal.cli.configuration import CommandError, prepare_arguments
 from densecal.cli.settings import register_settings
 from densecal.cli.study import Study, study_names
-from densecal.cli.study_runs import begun_runs, call, is_done, train_runs
+from densecal.cli.study_runs import begun_runs, call, is_done, launch_runs, train_runs
 from densecal.files import write_atomically
 from densecal.registry import near_matches
 from densecal.report.study import StudyRun, default_measures, difference_table, find_runs, mean_table, name_methods, read_run
@@ -52,7 +52,9 @@ Settings:
   methods=A,B      these alone
   add=A,B          these too: losses of densecal or, with --config-dir DIR, of DIR/loss
   jobs=N           how many runs to train at once, the cores shared out; by default 1. What each says goes to train.log beside it then
-  commands=true    print the command of each run that can be trained now, one a line, and train nothing: for a cluster's scheduler
+  hydra/launcher=NAME hydra.launcher.KEY=VALUE
+                   train by one of Hydra's launchers, such as submitit_slurm (pip install hydra-submitit-launcher), on machines that see the same folders
+  commands=true    print the command of each run that can be trained now, one a line, and train nothing: for a scheduler of your own
   partial=true     train nothing, and show the runs that are done
   held_out=true    test on the cases that the study holds out, when every choice has been made
   output=DIR       where the runs and the comparison go; by default runs/studies/NAME for a study, else it is printed only
@@ -101,11 +103,11 @@ def compare(arguments: Sequence[str]) -> Path | None:
     Raises:
         CommandError: What the user can mend.
     """
-    given, more = _parsed(arguments)
+    given, launcher, more = _parsed(arguments)
     for source, word in (("runs", "trains"), ("scores", "trains and tests")):
         if source in given:
             allowed = (source, "output", "baseline", "measures")
-            if unsuitable := [*(f"{key}=" for key in given if key not in allowed), *more]:
+            if unsuitable := [*(f"{key}=" for key in given if key not in allowed), *launcher, *more]:
                 raise CommandError(f"{unsuitable[0]} cannot act together with {source}=, which {word} nothing. Leave it out, or give a study=.")
     output = None if "output" not in given else Path(given["output"])
     baseline, measures = given.get("baseline"), _words(given.get("measures", ""))
@@ -118,10 +120,10 @@ def compare(arguments: Sequence[str]) -> Path | None:
         return _show([Path(place) for place in _words(given["scores"])], "Methods side by side", baseline, measures, output)
     if "study" not in given:
         raise CommandError(f"Missing: study=NAME, runs=FOLDER or scores=FOLDER. {near_matches('', study_names())}")
-    return _study(given, more, baseline, measures)
+    return _study(given, launcher, more, baseline, measures)
 
 
-def _study(given: Mapping[str, str], more: Sequence[str], baseline: str | None, measures: Sequence[str]) -> Path | None:
+def _study(given: Mapping[str, str], launcher: Sequence[str], more: Sequence[str], baseline: str | None, measures: Sequence[str]) -> Path | None:
     """Train what is left of a study, and compare its runs."""
     study = Study.load(given["study"])
     for key in ("seeds", "folds"):
@@ -133,6 +135,8 @@ def _study(given: Mapping[str, str], more: Sequence[str], baseline: str | None, 
     jobs = _numbers("jobs", given.get("jobs", "1"))
     if len(jobs) > 1 or jobs[0] < 1:
         raise CommandError(f"jobs: expected how many runs to train at once, 1 or more, but got {given['jobs']!r}.")
+    if launcher and "jobs" in given:
+        raise CommandError(f"jobs cannot act together with {launcher[0]}, which says itself how many run at once. Leave it out.")
     study = study.of_each_replicate()
     if not study.members:
         if baseline or measures:
@@ -158,6 +162,8 @@ def _study(given: Mapping[str, str], more: Sequence[str], baseline: str | None, 
     if flags["partial"]:
         trained = there | {name: str(run.resolve()) for name, run in begun.items() if is_done(run)}
         print(f"{len(trained)} of {len(study.runs)} runs are done.", flush=True)
+    elif launcher:
+        trained = launch_runs(study, folder, there, begun, launcher)
     else:
         trained = train_runs(study, folder, there, begun, more, jobs=jobs[0])
     if study.members:
@@ -288,9 +294,10 @@ def _flag(key: str, value: str) -> bool:
     return value == "true"
 
 
-def _parsed(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What is for the study itself, and the settings of its runs."""
+def _parsed(arguments: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """What is for the study itself, for Hydra's launcher, and the settings of its runs."""
     given: dict[str, str] = {}
+    launcher: list[str] = []
     more: list[str] = []
     options: list[str] = []
     words = list(arguments)
@@ -306,9 +313,11 @@ def _parsed(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             raise CommandError(f"{key} cannot be set: {_OURS[key]}.")
         if key in _KNOWN or key.startswith("runs."):
             given[key] = value
+        elif key == "hydra/launcher" or key.startswith("hydra.launcher."):
+            launcher.append(argument)
         else:
             more.append(argument)
-    return given, [*more, *options]
+    return given, launcher, [*more, *options]
 
 
 def _checkpoint(path: str) -> None:

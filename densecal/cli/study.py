@@ -14,7 +14,7 @@ import yaml
 from densecal.registry import near_matches
 from densecal.resources import configs_dir
 
-__all__ = ["Member", "Study", "study_names"]
+__all__ = ["Member", "Study", "filled", "study_names"]
 
 _REFERENCE = re.compile(r"\$\{runs\.([^}]+)\}")
 
@@ -145,7 +145,12 @@ class Study:
 
     def lines(self, run: str, more: Sequence[str], folders: Mapping[str, str]) -> list[str]:
         """The settings of a run, with the folders of the earlier ones."""
-        return [_REFERENCE.sub(lambda match: folders[match[1]], line) for line in [*self.settings, *self.runs[run], *more]]
+        return [filled(line, folders) for line in [*self.settings, *self.runs[run], *more]]
+
+
+def filled(line: str, folders: Mapping[str, str]) -> str:
+    """A setting with the folders of the runs that it refers to."""
+    return _REFERENCE.sub(lambda match: folders[match[1]], line)
 
 
 def study_names() -> list[str]:

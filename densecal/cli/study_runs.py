@@ -17,7 +17,12 @@ from densecal.cli.study import Study
 from densecal.files import write_atomically
 from densecal.runs import RECORD
 
-__all__ = ["begun_runs", "call", "is_done", "run_folders", "train_runs"]
+__all__ = ["begun_runs", "call", "is_done", "launch_runs", "run_folders", "train_run", "train_runs"]
+
+NOTES = "study.json"
+"""In the folder of a study: the settings of each of its runs."""
+
+_LOG = "train.log"
 
 
 def run_folders(folder: Path, name: str) -> list[Path]:
@@ -37,7 +42,7 @@ def begun_runs(study: Study, folder: Path, there: Mapping[str, str], more: Seque
         CommandError: If one was made with other settings.
     """
     begun = {name: runs[-1] for name in study.runs if name not in there and (runs := run_folders(folder, name))}
-    path = folder / "study.json"
+    path = folder / NOTES
     noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     places = {name: there.get(name, f"${{runs.{name}}}") for name in study.runs}
     wanted = {name: study.lines(name, more, places) for name in study.runs if name not in there}
@@ -70,11 +75,7 @@ def train_runs(
     Raises:
         CommandError: If a run fails; those that are under way come to their end first.
     """
-    trained = dict(there)
-    done = {name: run for name, run in begun.items() if is_done(run)}
-    for name, run in done.items():
-        print(f"{name}: done, {run}", flush=True)
-        trained[name] = str(run.resolve())
+    trained = _with_done(there, begun)
     left = [name for name in study.runs if name not in trained]
     started, count = time.perf_counter(), len(left)
     waiting: dict[Future[Path], str] = {}
@@ -84,7 +85,7 @@ def train_runs(
             ready = [name for name in left if study.needs(name) <= trained.keys()] if failed is None else []
             for name in ready[: jobs - len(waiting)]:
                 left.remove(name)
-                waiting[pool.submit(_train, name, study.lines(name, more, trained), folder, begun, jobs)] = name
+                waiting[pool.submit(train_run, name, study.lines(name, more, trained), folder, begun.get(name), jobs=jobs, log=jobs > 1)] = name
             if not waiting:
                 break
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -103,13 +104,66 @@ def train_runs(
     return trained
 
 
-def _train(name: str, settings: list[str], folder: Path, begun: Mapping[str, Path], jobs: int) -> Path:
-    if name in begun and (begun[name] / "checkpoints" / "last.ckpt").is_file():
-        settings = [f"resume={begun[name]}"]
+def launch_runs(study: Study, folder: Path, there: Mapping[str, str], begun: Mapping[str, Path], launcher: Sequence[str]) -> dict[str, str]:
+    """:func:`train_runs` by one of Hydra's launchers, which says how many at once, and where; the folder must be the same on all machines.
+
+    Args:
+        study: Its runs; those that refer to others are launched when these are done.
+        folder: Where the runs go, and where :func:`begun_runs` has noted their settings.
+        there: Runs that are there already, by name.
+        begun: Of the others, those that were begun before.
+        launcher: ``hydra/launcher=...`` and ``hydra.launcher.KEY=...``.
+
+    Returns:
+        The folder of every run by its name.
+
+    Raises:
+        CommandError: If a run or the launcher fails.
+    """
+    trained = _with_done(there, begun)
+    while left := [name for name in study.runs if name not in trained]:
+        ready = [name for name in left if study.needs(name) <= trained.keys()]
+        print(f"{len(ready)} runs by {launcher[0]}: {', '.join(ready)}", flush=True)
+        names = ",".join(f"'{name}'" for name in ready)
+        call("study_job", "the launcher", ["-m", *launcher, f"folder='{folder.resolve()}'", f"run={names}"])
+        for name in ready:
+            runs = run_folders(folder, name)
+            if not runs or not is_done(runs[-1]):
+                raise CommandError(f"{name} did not come to its end; what it said is in {folder / name / _LOG}. The same command goes on from there.")
+            trained[name] = str(runs[-1].resolve())
+    return trained
+
+
+def _with_done(there: Mapping[str, str], begun: Mapping[str, Path]) -> dict[str, str]:
+    done = {name: run for name, run in begun.items() if is_done(run)}
+    for name, run in done.items():
+        print(f"{name}: done, {run}", flush=True)
+    return {**there, **{name: str(run.resolve()) for name, run in done.items()}}
+
+
+def train_run(name: str, settings: Sequence[str], folder: Path, begun: Path | None, *, jobs: int = 1, log: bool = False) -> Path:
+    """Train one run of a study, or go on with it.
+
+    Args:
+        name: Of the run.
+        settings: Its settings.
+        folder: Of the study.
+        begun: Where it was begun before.
+        jobs: How many run at once; the cores are shared out.
+        log: Whether what it prints goes to ``train.log`` beside it.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        CommandError: If it fails.
+    """
+    if begun is not None and (begun / "checkpoints" / "last.ckpt").is_file():
+        settings = [f"resume={begun}"]
     else:
         settings = [*settings, f"output_dir={folder}", f"experiment_name={name}"]
     print(f"{name}: densecal-train {' '.join(settings)}", flush=True)
-    call("train", name, settings, jobs=jobs, log=None if jobs == 1 else folder / name / "train.log")
+    call("train", name, settings, jobs=jobs, log=folder / name / _LOG if log else None)
     return run_folders(folder, name)[-1]
 
 

@@ -12,12 +12,14 @@ import pytest
 import yaml
 from blob_run import make_blob_run
 from conftest import ROOT
+from omegaconf import OmegaConf
 
 from densecal.cli import compare as command
 from densecal.cli import study_runs
 from densecal.cli.compare import Study, compare
 from densecal.cli.configuration import CommandError, build, prepare_arguments
 from densecal.cli.settings import register_settings
+from densecal.cli.study_job import job
 from densecal.cli.study_scores import score_run
 from densecal.report.study_scores import read_scores
 
@@ -55,6 +57,10 @@ class Calls(list):
     def __call__(self, name: str, what: str, settings: list[str], *, jobs: int = 1, log: Path | None = None) -> None:
         self.append((name, *settings))
         self.jobs.append((jobs, log))
+        if name == "study_job":
+            folder, run = (line.split("=", 1)[1] for line in settings[-2:])
+            for one in run.split(","):
+                job(OmegaConf.create({"folder": folder.strip("'"), "run": one.strip("'")}))
         if name != "train":
             return
         given = dict(line.split("=", 1) for line in settings)
@@ -177,6 +183,43 @@ def test_commands_are_printed_for_a_scheduler(study, calls, scored, tmp_path, ca
     assert f"'distillation.teachers=[{teacher}]'" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_runs_go_through_a_launcher_in_waves(study, calls, scored, tmp_path):
+    out = tmp_path / "out"
+    asked = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"]
+    calls.dies = "student_seed1"
+    with pytest.raises(CommandError, match=r"student_seed1 did not come to its end; what it said is in .*student_seed1/train\.log"):
+        compare([*study, "seeds=0,1", *asked])
+    launched = [line for line in calls if line[0] == "study_job"]
+    assert launched == [
+        ("study_job", "-m", *asked, f"folder='{out}'", "run='teacher_seed0','teacher_seed1'"),
+        ("study_job", "-m", *asked, f"folder='{out}'", "run='student_seed0','student_seed1'"),
+    ]
+    teacher = out / "teacher_seed1" / "2026-01-31_12-00-00"
+    last = ("train", "seed=3", *DISTILLED[:2], f"distillation.teachers=[{teacher}]", "seed=1", f"output_dir={out}", "experiment_name=student_seed1")
+    assert calls[-1] == last
+    assert calls.jobs[-1] == (1, out / "student_seed1" / "train.log")
+    calls.dies = ""
+    calls.clear()
+    compare([*study, "seeds=0,1", *asked])
+    assert calls[1:] == [("train", f"resume={out / 'student_seed1' / '2026-01-31_12-00-00'}")]
+    assert len(scored) == 1
+
+
+def test_a_job_is_one_of_hydra(tmp_path, capfd):
+    """By the launcher that Hydra has itself: a run that is done is left, one that fails leaves the others alone."""
+    done = tmp_path / "done=1" / "2026-01-31_12-00-00"
+    done.mkdir(parents=True)
+    (done / "run.json").touch()
+    (done / "report.html").touch()
+    (tmp_path / "study.json").write_text(json.dumps({"done=1": [], "bad": ["los=ce"], "worse": ["seed=a"]}))
+    study_runs.call("study_job", "the launcher", ["-m", "hydra/launcher=basic", f"folder='{tmp_path}'", "run='bad','done=1','worse'"])
+    said = capfd.readouterr()
+    assert "bad: densecal-train los=ce output_dir=" in said.out
+    assert [line.split(" stopped")[0] for line in said.err.splitlines()] == ["error: bad", "error: worse"]
+    assert "Unknown setting 'los'" in (tmp_path / "bad" / "train.log").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "jobs") == ["bad", "done=1", "study.json", "worse"]
+
+
 def test_what_is_done_can_be_shown_before_the_rest(study, calls, scored, capsys):
     calls.dies = "student_seed1"
     with pytest.raises(CommandError):
@@ -239,6 +282,8 @@ def test_done_runs_are_not_taken_for_others(study, calls, tmp_path):
         (["{study}", "folds=1,1"], "folds: expected different whole numbers such as 0,1,2, but got '1,1'."),
         (["{study}", "jobs=0"], "jobs: expected how many runs to train at once, 1 or more, but got '0'."),
         (["{study}", "jobs=1,2"], "jobs: expected how many runs to train at once, 1 or more, but got '1,2'."),
+        (["{study}", "jobs=2", "hydra/launcher=joblib"], "jobs cannot act together with hydra/launcher=joblib"),
+        (["scores=nowhere", "hydra/launcher=joblib"], "hydra/launcher=joblib cannot act together with scores="),
         (["{study}", "partial=yes"], "partial: expected true or false, but got 'yes'."),
         (["{study}", "add=svl"], "svl: "),
         (["{study}", "held_out=true"], "held_out= and partial= are for several runs of each."),
