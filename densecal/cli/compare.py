@@ -126,9 +126,8 @@ def compare(arguments: Sequence[str]) -> Path | None:
 def _study(given: Mapping[str, str], launcher: Sequence[str], more: Sequence[str], baseline: str | None, measures: Sequence[str]) -> Path | None:
     """Train what is left of a study, and compare its runs."""
     study = Study.load(given["study"])
-    for key in ("seeds", "folds"):
-        if key in given:
-            study = replace(study, **{key: _numbers(key, given[key])})  # type: ignore[arg-type]
+    replicates = {key: _numbers(key, given[key]) for key in ("seeds", "folds") if key in given}
+    study = replace(study, **replicates)  # type: ignore[arg-type]
     if "methods" in given or "add" in given:
         study = study.of_methods([*(_words(given["methods"]) if "methods" in given else study.runs), *_words(given.get("add", ""))])
     flags = {key: _flag(key, given.get(key, "false")) for key in ("commands", "partial", "held_out")}

@@ -131,6 +131,14 @@ def test_folds_are_trained_with_seeds(more, suffixes, tmp_path):
     assert study.lines(f"ce{suffixes[-1]}", [], {})[-1] == "data.fold=3"
 
 
+def test_pairs_of_seeds_and_folds_are_chosen(calls, scored, tmp_path):
+    file = write(tmp_path, runs={"ce": ["loss=ce"]}, seeds=[0, 1, 2], folds=[0, 1, 2], pair=True)
+    compare([f"study={file}", f"output={tmp_path / 'out'}", "seeds=2", "folds=2"])
+    assert [line[-1] for line in calls] == ["experiment_name=ce_seed2_fold2"]
+    with pytest.raises(ValueError, match="`pair` needs as many seeds as folds, but got 1 and 3"):
+        compare([f"study={file}", f"output={tmp_path / 'out'}", "seeds=2"])
+
+
 def test_methods_are_chosen_and_added(study, calls, scored):
     compare([*study, "seeds=0", "methods=student", "add=svls"])
     assert [line[-1] for line in calls] == ["experiment_name=teacher_seed0", "experiment_name=student_seed0", "experiment_name=svls_seed0"]
