@@ -8,7 +8,9 @@ A table stands between two comments, which say what it holds:
     <!-- study: hippocampus_small means methods=ce,svls measures=dice,ece_foreground -->
     <!-- /study -->
 
-``posthoc=temperature`` chooses the methods that were repaired by one, ``posthoc=none`` those that were not. ``means`` has means and standard deviations over runs, ``cases`` differences from ``baseline=`` with intervals over cases, ``runs`` those with intervals over runs.
+``posthoc=temperature`` chooses the methods that were repaired by one, ``posthoc=none`` those that were not. ``means`` has means and standard deviations over runs, ``cases`` differences from
+``baseline=`` with intervals over cases, ``runs`` those with intervals over runs, ``verdict`` holds ``method=`` against each of ``methods=``, measure by measure. ``STUDY/held_out`` are the cases that were
+held out. A mean in a sentence is ``<!-- value: STUDY METHOD MEASURE -->0.123<!-- /value -->``, with ``METHOD+temperature`` where it was repaired.
 """
 
 from __future__ import annotations
@@ -20,25 +22,31 @@ from pathlib import Path
 
 from densecal.files import write_atomically
 from densecal.report.drawing import svg_text
+from densecal.report.measures import measure
 from densecal.report.study import difference_table, mean_table
-from densecal.report.study_figures import front_chart, length_chart, reliability_grid
+from densecal.report.study_figures import front_chart, length_chart, mean_of, reliability_grid, size_chart
 from densecal.report.study_page import case_difference_table, study_measures
-from densecal.report.study_scores import StudyScores, read_scores
-from densecal.report.tables import markdown
+from densecal.report.study_scores import StudyScores, paired_intervals, read_scores
+from densecal.report.tables import Cell, Table, markdown, number, text
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ROOT / "docs" / "studies"
-_BLOCK = re.compile(r"(<!-- study: (\S+) (means|cases|runs)((?: \w+=\S+)*) -->\n).*?(<!-- /study -->)", re.S)
+_BLOCK = re.compile(r"(<!-- study: (\S+) (means|cases|runs|verdict)((?: \w+=\S+)*) -->\n).*?(<!-- /study -->)", re.S)
+_VALUE = re.compile(r"(<!-- value: (\S+) (\S+) (\S+) -->).*?(<!-- /value -->)")
 
 
 def pages() -> list[Path]:
     """The pages that have such tables."""
-    return [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if _BLOCK.search(path.read_text(encoding="utf-8"))]
+    return [
+        path
+        for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+        if _BLOCK.search(page := path.read_text(encoding="utf-8")) or _VALUE.search(page)
+    ]
 
 
 def studies() -> list[str]:
-    """The studies whose scores are kept."""
-    return sorted(folder.parent.name for folder in STUDIES.glob("*/scores"))
+    """The studies whose scores are kept, and those of cases that they held out."""
+    return sorted(folder.parent.relative_to(STUDIES).as_posix() for folder in STUDIES.rglob("scores"))
 
 
 @cache
@@ -46,7 +54,7 @@ def methods_of(study: str) -> dict[str, list[StudyScores]]:
     """Name -> runs, in the order of the study's file, those as trained before those that were repaired."""
     from densecal.cli.study import Study
 
-    order = list(Study.load(study).runs)
+    order = list(Study.load(study.partition("/")[0]).runs)
     found: dict[str, list[StudyScores]] = {}
     for run in sorted(read_scores(STUDIES / study / "scores"), key=lambda run: (bool(run.posthoc), order.index(run.method), run.pair)):
         found.setdefault(run.name, []).append(run)
@@ -54,8 +62,13 @@ def methods_of(study: str) -> dict[str, list[StudyScores]]:
 
 
 def filled(text: str) -> str:
-    """A page with its tables made anew."""
-    return _BLOCK.sub(lambda block: f"{block[1]}{_table(block[2], block[3], block[4])}{block[5]}", text)
+    """A page with its tables and numbers made anew."""
+    text = _BLOCK.sub(lambda block: f"{block[1]}{_table(block[2], block[3], block[4])}{block[5]}", text)
+    return _VALUE.sub(lambda found: f"{found[1]}{_mean(found[2], found[3], found[4])}{found[5]}", text)
+
+
+def _mean(study: str, method: str, key: str) -> str:
+    return f"{mean_of(methods_of(study)[method.replace('+', ' + ')], key):.3f}"
 
 
 def _table(study: str, kind: str, options: str) -> str:
@@ -72,9 +85,32 @@ def _table(study: str, kind: str, options: str) -> str:
         table = mean_table(methods, keys, "")
     elif kind == "cases":
         table = case_difference_table(methods, baseline, keys)
+    elif kind == "verdict":
+        table = verdict({**methods_of(study), **methods}, given["method"].replace("+", " + "), list(methods), keys)
     else:
         table = difference_table(methods, baseline, keys, "")
     return "\n".join(line for line in markdown(table).splitlines() if line.startswith("|")) + "\n"
+
+
+def verdict(methods: dict[str, list[StudyScores]], mine: str, others: list[str], keys: list[str]) -> Table:
+    """A method against each of the others, a row for each measure: the best of these, the difference from it, and how many are worse and better by intervals over cases."""
+    shown = {name: methods[name] for name in [mine, *others]}
+    gaps = paired_intervals(shown, mine, keys)
+    rows = []
+    for key in keys:
+        sign = 1 if measure(key).better == "higher" else -1
+        best = max(gaps, key=lambda name, key=key, sign=sign: sign * mean_of(shown[name], key))  # type: ignore[misc]
+        gap, low, high = gaps[best][key]
+        worse = sum((high < 0) if sign > 0 else (low > 0) for _, low, high in (gaps[name][key] for name in gaps))
+        better = sum((low > 0) if sign > 0 else (high < 0) for _, low, high in (gaps[name][key] for name in gaps))
+        means = (f"{mean_of(shown[name], key):.4f}" for name in (mine, best))
+        own, theirs = (Cell(said, float(said)) for said in means)
+        difference = number(-gap, (-high, -low), digits=4, signed=True)
+        rows.append(
+            (text(measure(key).short), own, text(best), theirs, difference, text(f"{worse} of {len(gaps)}"), text(f"{better} of {len(gaps)}"))
+        )
+    header = ("measure", mine, "best of the others", "its value", f"{mine} minus it", "others worse", "others better")
+    return Table("verdict", f"{mine} against the others", tuple(map(text, header)), tuple(rows))
 
 
 def draw(study: str) -> None:
@@ -85,8 +121,11 @@ def draw(study: str) -> None:
     errors = [key for key in keys if key.startswith("ece")][:1] + [key for key in keys if key.startswith("nll")][:1]
     region = "foreground" if all("foreground" in run.diagrams for run in runs) else "all"
     trained = [name for name, some in methods.items() if not some[0].posthoc]
-    shown = [name for name in ("ce", "label_smoothing", "svls", "dml", "svls_dml") if name in trained]
-    for chart in (front_chart(methods, keys[0], errors), reliability_grid(methods, region, region), length_chart(methods, shown, [keys[0], *errors])):
+    shown = [name for name in ("ce", "label_smoothing", "svls", "dml", "recommended") if name in trained]
+    charts = [front_chart(methods, keys[0], errors), reliability_grid(methods, region, region), size_chart(methods, [keys[0], *errors])]
+    if "/" not in study:  # the same runs
+        charts.append(length_chart(methods, shown, [keys[0], *errors]))
+    for chart in charts:
         if chart is not None:
             write_atomically(STUDIES / study / f"{chart.name}.svg", svg_text(chart.figure()))
 
