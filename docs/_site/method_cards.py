@@ -150,7 +150,7 @@ def gallery(methods: list[Method]) -> str:
     parts = [
         "# Methods",
         "A loss is a target and a weighted sum of terms. Any target goes with any terms, so every row below can be had alone or with others: `loss=compound target=svls "
-        "term=[ce,dml]`, or [`losses.CompoundLoss`](compound.md). Each page has the formula, the source, the defaults and a picture; [Choose a method](../choose.md) says what "
+        "term=[ce,dml]`, or [`losses.CompoundLoss`](compound.md). Each page has the formula, the source, the defaults and a picture; [Choose a method](../which-method.md) says what "
         "was measured.",
     ]
     for family, (title, what) in FAMILIES.items():
