@@ -27,6 +27,7 @@ from densecal.losses.presets import (
     NACLLoss,
     SVLSLoss,
 )
+from densecal.losses.recommended import RecommendedLoss
 
 __all__ = [
     "ACLSLoss",
@@ -51,5 +52,6 @@ __all__ = [
     "MbLSLoss",
     "NACLLoss",
     "OnlineLabelSmoothingLoss",
+    "RecommendedLoss",
     "SVLSLoss",
 ]

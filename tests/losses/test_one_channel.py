@@ -6,7 +6,7 @@ from losses_by_name import NAMES, make_loss, side_inputs
 
 from densecal.ops import outcome_logits
 
-NOT_ALIKE = {"dice_ce", "distillation", "dml", "jml", "ml1_ace", "crac", "nacl", "online_label_smoothing"}
+NOT_ALIKE = {"dice_ce", "distillation", "dml", "jml", "ml1_ace", "crac", "nacl", "online_label_smoothing", "recommended"}
 """Overlap, calibration and constraints of the foreground alone; a distance summed over channels; a table of several classes."""
 
 

@@ -16,7 +16,7 @@ from densecal.terms import CrossEntropy, DiceSemimetric, LogitMargin, NegativeEn
 
 pytestmark = needs_kernels
 
-COVERED = ["acls", "boundary_smoothing", "ce", "dice_ce", "dml", "jml", "label_smoothing", "maxsup", "mbls", "nacl", "svls"]
+COVERED = ["acls", "boundary_smoothing", "ce", "dice_ce", "dml", "jml", "label_smoothing", "maxsup", "mbls", "nacl", "recommended", "svls"]
 
 
 def value_and_gradient(loss, logits, target, context=None):
