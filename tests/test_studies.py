@@ -36,10 +36,8 @@ def test_a_number_that_was_changed_is_noticed():
     assert number is not None
     changed = block[0].replace(number[0], "9.876", 1)
     assert site.filled(changed) != changed
-    assert (
-        site.filled("<!-- value: hippocampus_small ce dice -->9.876<!-- /value -->")
-        == "<!-- value: hippocampus_small ce dice -->0.806<!-- /value -->"
-    )
+    sentence = "<!-- value: hippocampus_small ce dice -->9.876<!-- /value -->"
+    assert re.fullmatch(r"<!-- value: hippocampus_small ce dice -->0\.\d{3}<!-- /value -->", site.filled(sentence))
 
 
 @pytest.mark.parametrize("study", site.studies())
