@@ -87,9 +87,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if not (ROOT / target).exists():
             return match[0]  # a page that is made, or a mistake, which strict mode reports
         made = OUTSIDE.get(target) or (target.removeprefix("docs/") if target.startswith("docs/") else None)
-        return f"`{target}`" if made is None else f"[{match['text']}]({os.path.relpath(made, os.path.dirname(page.file.src_uri) or '.')})"
+        return (
+            f"`{target}`"
+            if made is None
+            else f"{match['image']}[{match['text']}]({os.path.relpath(made, os.path.dirname(page.file.src_uri) or '.')})"
+        )
 
-    return re.sub(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<path>[^)#:\s]+)\)", plain, markdown)
+    return re.sub(r"(?P<image>!?)\[(?P<text>[^\]]+)\]\((?P<path>[^)#:\s]+)\)", plain, markdown)
 
 
 def reference_page(name: str) -> str:
