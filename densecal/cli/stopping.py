@@ -42,12 +42,19 @@ def exit_status(stop: BaseException) -> Any:
     return 128 + signal.SIGTERM if isinstance(stop, SIGTERMException) else getattr(stop, "code", None)
 
 
-def worker_death(error: RuntimeError) -> str | None:
-    """What became of a worker that loads data, in torch's words, if that is what the error is about.
+def worker_death(error: BaseException) -> str | None:
+    """What became of a worker that loads data, in torch's words, if that is what the error is about, or what it was raised from.
+
+    Python raises it wherever the process is at that moment, and who is there may make an error of its own of it, as ``inspect`` does.
 
     Example:
         >>> worker_death(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
         'worker (pid 7) is killed by signal: Killed'
     """
-    found = re.search(r"DataLoader (worker \(pid.*?)\.?\s*$", str(error).strip().partition("\n")[0])
-    return found[1] if found else None
+    seen: BaseException | None = error
+    while seen is not None:
+        found = re.search(r"DataLoader (worker \(pid.*?)\.?\s*$", str(seen).strip().partition("\n")[0])
+        if found and isinstance(seen, RuntimeError):
+            return found[1]
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -191,7 +191,7 @@ def _failing_in_one_line(folder: Path, trainer: L.Trainer) -> Iterator[None]:
         raise CommandError(f"{error} {go_on} and such a setting of the trainer; another optimizer.lr is another run.") from error
     except OSError as error:
         raise CommandError(f"{error} {go_on}, when that is mended.") from error
-    except RuntimeError as error:
+    except Exception as error:
         if (death := worker_death(error)) is None:
             raise
         raise CommandError(
