@@ -247,10 +247,10 @@ def length_chart(methods: Runs, shown: Sequence[str], keys: Sequence[str]) -> Ch
 
 
 def size_chart(methods: Runs, keys: Sequence[str]) -> Chart | None:
-    """Numbers by how many cases were trained on, a line for methods that differ in settings of the data alone; None where no method has two sizes."""
+    """Numbers by how many cases were trained on, a line for methods that differ in settings of the data and the trainer alone; None where no method has two sizes."""
     families: dict[tuple[str, ...], dict[str, Sequence[StudyScores]]] = {}
     for name, runs in methods.items():
-        own = (*(line for line in runs[0].facts.get("settings", ()) if not line.startswith("data.")), runs[0].posthoc)
+        own = (*(line for line in runs[0].facts.get("settings", ()) if not line.startswith(("data.", "trainer."))), runs[0].posthoc)
         families.setdefault(own, {})[name] = runs
     shown = [family for family in families.values() if len({_size(runs) for runs in family.values()}) > 1]
     if not shown:

@@ -10,7 +10,11 @@ A table stands between two comments, which say what it holds:
 
 ``posthoc=temperature`` chooses the methods that were repaired by one, ``posthoc=none`` those that were not. ``means`` has means and standard deviations over runs, ``cases`` differences from
 ``baseline=`` with intervals over cases, ``runs`` those with intervals over runs, ``verdict`` holds ``method=`` against each of ``methods=``, measure by measure. ``STUDY/held_out`` are the cases that were
-held out. A mean in a sentence is ``<!-- value: STUDY METHOD MEASURE -->0.123<!-- /value -->``, with ``METHOD+temperature`` where it was repaired.
+held out. Numbers in a sentence stand between comments, too, with ``METHOD+temperature`` where it was repaired:
+
+    <!-- value: STUDY METHOD MEASURE -->0.123<!-- /value -->                     a mean over runs
+    <!-- gap: STUDY METHOD OTHER MEASURE -->+0.01 (-0.02 to +0.04)<!-- /gap -->  METHOD minus OTHER, with an interval over cases
+    <!-- front: STUDY MEASURE,MEASURE -->11 of 24<!-- /front -->                how many no other one beats
 """
 
 from __future__ import annotations
@@ -24,15 +28,16 @@ from densecal.files import write_atomically
 from densecal.report.drawing import svg_text
 from densecal.report.measures import measure
 from densecal.report.study import difference_table, mean_table
-from densecal.report.study_figures import front_chart, length_chart, mean_of, reliability_grid, size_chart
+from densecal.report.study_figures import front, front_chart, length_chart, mean_of, reliability_grid, size_chart
 from densecal.report.study_page import case_difference_table, study_measures
 from densecal.report.study_scores import StudyScores, paired_intervals, read_scores
 from densecal.report.tables import Cell, Table, markdown, number, text
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ROOT / "docs" / "studies"
+Methods = dict[str, list[StudyScores]]
 _BLOCK = re.compile(r"(<!-- study: (\S+) (means|cases|runs|verdict)((?: \w+=\S+)*) -->\n).*?(<!-- /study -->)", re.S)
-_VALUE = re.compile(r"(<!-- value: (\S+) (\S+) (\S+) -->).*?(<!-- /value -->)")
+_INLINE = re.compile(r"(<!-- (value|gap|front): (\S+)((?: (?!-->)\S+)*) -->).*?(<!-- /\2 -->)")
 
 
 def pages() -> list[Path]:
@@ -40,7 +45,7 @@ def pages() -> list[Path]:
     return [
         path
         for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-        if _BLOCK.search(page := path.read_text(encoding="utf-8")) or _VALUE.search(page)
+        if _BLOCK.search(page := path.read_text(encoding="utf-8")) or _INLINE.search(page)
     ]
 
 
@@ -50,7 +55,7 @@ def studies() -> list[str]:
 
 
 @cache
-def methods_of(study: str) -> dict[str, list[StudyScores]]:
+def methods_of(study: str) -> Methods:
     """Name -> runs, in the order of the study's file, those as trained before those that were repaired."""
     from densecal.cli.study import Study
 
@@ -64,11 +69,27 @@ def methods_of(study: str) -> dict[str, list[StudyScores]]:
 def filled(text: str) -> str:
     """A page with its tables and numbers made anew."""
     text = _BLOCK.sub(lambda block: f"{block[1]}{_table(block[2], block[3], block[4])}{block[5]}", text)
-    return _VALUE.sub(lambda found: f"{found[1]}{_mean(found[2], found[3], found[4])}{found[5]}", text)
+    return _INLINE.sub(lambda found: f"{found[1]}{_INLINES[found[2]](methods_of(found[3]), *found[4].split())}{found[5]}", text)
 
 
-def _mean(study: str, method: str, key: str) -> str:
-    return f"{mean_of(methods_of(study)[method.replace('+', ' + ')], key):.3f}"
+def _value(methods: Methods, method: str, key: str) -> str:
+    return f"{mean_of(methods[_name(method)], key):.3f}"
+
+
+def _gap(methods: Methods, method: str, other: str, key: str) -> str:
+    value, *interval = paired_intervals({name: methods[name] for name in map(_name, (other, method))}, _name(other), [key])[_name(method)][key]
+    return number(value, interval, signed=True).text
+
+
+def _front(methods: Methods, keys: str) -> str:
+    return f"{len(front(methods, keys.split(',')))} of {len(methods)}"
+
+
+_INLINES = {"value": _value, "gap": _gap, "front": _front}
+
+
+def _name(written: str) -> str:
+    return written.replace("+", " + ")
 
 
 def _table(study: str, kind: str, options: str) -> str:
@@ -78,21 +99,21 @@ def _table(study: str, kind: str, options: str) -> str:
     if "posthoc" in given:
         methods = {name: runs for name, runs in methods.items() if (runs[0].posthoc or "none") == given["posthoc"]}
     if "methods" in given:
-        wanted = [name.replace("+", " + ") for name in given["methods"].split(",")]
+        wanted = [_name(name) for name in given["methods"].split(",")]
         methods = {name: methods[name] for name in wanted}
-    baseline = given.get("baseline", next(iter(methods))).replace("+", " + ")
+    baseline = _name(given.get("baseline", next(iter(methods))))
     if kind == "means":
         table = mean_table(methods, keys, "")
     elif kind == "cases":
         table = case_difference_table(methods, baseline, keys)
     elif kind == "verdict":
-        table = verdict({**methods_of(study), **methods}, given["method"].replace("+", " + "), list(methods), keys)
+        table = verdict({**methods_of(study), **methods}, _name(given["method"]), list(methods), keys)
     else:
         table = difference_table(methods, baseline, keys, "")
     return "\n".join(line for line in markdown(table).splitlines() if line.startswith("|")) + "\n"
 
 
-def verdict(methods: dict[str, list[StudyScores]], mine: str, others: list[str], keys: list[str]) -> Table:
+def verdict(methods: Methods, mine: str, others: list[str], keys: list[str]) -> Table:
     """A method against each of the others, a row for each measure: the best of these, the difference from it, and how many are worse and better by intervals over cases."""
     shown = {name: methods[name] for name in [mine, *others]}
     gaps = paired_intervals(shown, mine, keys)

@@ -199,12 +199,17 @@ def test_data_sets_have_sections_of_their_own(runs, tmp_path):
     assert page.read_text().count("Can the confidence be believed?") == 2
 
 
-def test_methods_that_differ_in_their_data_alone_are_a_line_by_size(runs, tmp_path):
+def test_methods_that_differ_in_data_and_trainer_alone_are_a_line_by_size(runs, tmp_path):
     def sized(method, count, *settings):
         return replace(runs[0], method=method, facts={**runs[0].facts, "settings": ["loss=ce", *settings], "training_cases": count})
 
     methods = {
-        run.method: [run] for run in (sized("half", 20, "data.train_fraction=0.5"), sized("all", 40), sized("tenth", 4, "data.train_fraction=0.1"))
+        run.method: [run]
+        for run in (
+            sized("half", 20, "data.train_fraction=0.5"),
+            sized("all", 40),
+            sized("tenth", 4, "data.train_fraction=0.1", "trainer.check_val_every_n_epoch=10"),
+        )
     }
     (panel,) = study_figures.size_chart(methods, ["dice"]).panels
     figure = Figure()
