@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -52,4 +53,10 @@ def test_scores_are_of_the_study_as_it_is(study):
             assert list(run.facts["settings"]) == list(expected.runs[run.method]), run.file_name
             assert run.replicate["seed"] in expected.seeds
             assert run.posthoc in ("", *expected.posthoc)
-    assert (ROOT / "docs" / "studies" / study / "front.svg").is_file()
+
+
+def test_charts_that_are_kept_are_shown():
+    pages = "".join(page.read_text() for page in site.pages())
+    charts = [path.relative_to(site.STUDIES).as_posix() for path in site.STUDIES.rglob("*.svg")]
+    assert {Path(chart).name for chart in charts} == {"front.svg", "reliability.svg", "length.svg", "size.svg"}
+    assert [chart for chart in charts if f"{chart})" not in pages] == []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from densecal.report.drawing import Chart, Panel, Theme, plain_text, style_axes
 from densecal.report.measures import measure
@@ -255,6 +255,7 @@ def size_chart(methods: Runs, keys: Sequence[str]) -> Chart | None:
     shown = [family for family in families.values() if len({_size(runs) for runs in family.values()}) > 1]
     if not shown:
         return None
+    ticks = sorted({_size(runs) for family in shown for runs in family.values()})
 
     def panel(key: str) -> Panel:
         def draw(figure: FigureBase, theme: Theme) -> None:
@@ -265,16 +266,17 @@ def size_chart(methods: Runs, keys: Sequence[str]) -> Chart | None:
                 spread = [statistics.stdev(run.scores[key] for run in runs) if len(runs) > 1 else 0.0 for runs in ordered]
                 label = plain_text(ordered[-1][0].name, max_length=34)
                 axes.errorbar(sizes, means, spread, linewidth=1.6, markersize=4.5, capsize=2, elinewidth=0.8, label=label, **theme.line(i))
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+            axes.set_xscale("log")
+            axes.minorticks_off()
+            axes.set_xticks(ticks, [f"{size:.0f}" for size in ticks])
             axes.set_title(f"{measure(key).short} by number of training cases", color=theme.ink, fontsize=10.5)
             axes.set_xlabel("Training cases (mean over runs)", color=theme.ink)
-            axes.legend(fontsize=8, frameon=False, labelcolor=theme.ink, handlelength=3)
+            figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False, labelcolor=theme.ink, handlelength=3)
             style_axes(axes, theme)
 
         return Panel(f"{measure(key).name} by number of training cases", draw)
 
-    return Chart("size", tuple(panel(key) for key in keys), width=4.8, height=3.9)
+    return Chart("size", tuple(panel(key) for key in keys), width=4.8, height=4.2)
 
 
 def _size(runs: Sequence[StudyScores]) -> float:

@@ -135,7 +135,7 @@ def verdict(methods: Methods, mine: str, others: list[str], keys: list[str]) -> 
 
 
 def draw(study: str) -> None:
-    """The charts of a study, beside its scores."""
+    """The charts of a study that some page shows, beside its scores."""
     methods = methods_of(study)
     runs = [run for some in methods.values() for run in some]
     keys = study_measures(runs)
@@ -146,8 +146,9 @@ def draw(study: str) -> None:
     charts = [front_chart(methods, keys[0], errors), reliability_grid(methods, region, region), size_chart(methods, [keys[0], *errors])]
     if "/" not in study:  # the same runs
         charts.append(length_chart(methods, shown, [keys[0], *errors]))
+    shown_somewhere = "".join(path.read_text(encoding="utf-8") for path in pages())
     for chart in charts:
-        if chart is not None:
+        if chart is not None and f"{study}/{chart.name}.svg)" in shown_somewhere:
             write_atomically(STUDIES / study / f"{chart.name}.svg", svg_text(chart.figure()))
 
 

@@ -216,6 +216,7 @@ def test_methods_that_differ_in_data_and_trainer_alone_are_a_line_by_size(runs, 
     panel.draw(figure, DARK_ON_LIGHT)
     (axes,) = figure.axes
     assert axes.lines[0].get_xdata().tolist() == [4, 20, 40]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "20", "40"]
     assert axes.get_legend_handles_labels()[1] == ["all"]
     assert study_figures.size_chart({"ce": [runs[0]], "svls": [runs[2]]}, ["dice"]) is None
 
