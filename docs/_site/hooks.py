@@ -90,10 +90,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return (
             f"`{target}`"
             if made is None
-            else f"{match['image']}[{match['text']}]({os.path.relpath(made, os.path.dirname(page.file.src_uri) or '.')})"
+            else f"{match['image']}[{match['text']}]({os.path.relpath(made, os.path.dirname(page.file.src_uri) or '.')}{match['anchor']})"
         )
 
-    return re.sub(r"(?P<image>!?)\[(?P<text>[^\]]+)\]\((?P<path>[^)#:\s]+)\)", plain, markdown)
+    return re.sub(r"(?P<image>!?)\[(?P<text>[^\]]+)\]\((?P<path>[^)#:\s]+)(?P<anchor>(?:#[^)\s]*)?)\)", plain, markdown)
 
 
 def reference_page(name: str) -> str:

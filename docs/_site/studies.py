@@ -10,7 +10,7 @@ A table stands between two comments, which say what it holds:
 
 ``posthoc=temperature`` chooses the methods that were repaired by one, ``posthoc=none`` those that were not. ``means`` has means and standard deviations over runs, ``cases`` differences from
 ``baseline=`` with intervals over cases, ``runs`` those with intervals over runs, ``verdict`` holds ``method=`` against each of ``methods=``, measure by measure. ``STUDY/held_out`` are the cases that were
-held out. Numbers in a sentence stand between comments, too, with ``METHOD+temperature`` where it was repaired:
+held out; ``STUDY,STUDY`` are the methods of both. Numbers in a sentence stand between comments, too, with ``METHOD+temperature`` where it was repaired:
 
     <!-- value: STUDY METHOD MEASURE -->0.123<!-- /value -->                     a mean over runs
     <!-- gap: STUDY METHOD OTHER MEASURE -->+0.01 (-0.02 to +0.04)<!-- /gap -->  METHOD minus OTHER, with an interval over cases
@@ -56,13 +56,16 @@ def studies() -> list[str]:
 
 @cache
 def methods_of(study: str) -> Methods:
-    """Name -> runs, in the order of the study's file, those as trained before those that were repaired."""
+    """Name -> runs, in the order of the study's file, those as trained before those that were repaired; of several studies the first that has a method."""
     from densecal.cli.study import Study
 
-    order = list(Study.load(study.partition("/")[0]).runs)
-    found: dict[str, list[StudyScores]] = {}
-    for run in sorted(read_scores(STUDIES / study / "scores"), key=lambda run: (bool(run.posthoc), order.index(run.method), run.pair)):
-        found.setdefault(run.name, []).append(run)
+    found: Methods = {}
+    for one in study.split(","):
+        order = list(Study.load(one.partition("/")[0]).runs)
+        methods: Methods = {}
+        for run in sorted(read_scores(STUDIES / one / "scores"), key=lambda run: (bool(run.posthoc), order.index(run.method), run.pair)):
+            methods.setdefault(run.name, []).append(run)
+        found |= {name: runs for name, runs in methods.items() if name not in found}
     return found
 
 
