@@ -67,6 +67,9 @@ One run of each is tested side by side, with intervals over cases. Several, of s
 cases and over runs, charts and a page, report.html; scores/ keeps all that they are made of.
 """
 
+_AT_ONCE = 4
+"""Runs that are calibrated by one process; those of a process that is stopped are calibrated anew."""
+
 _OURS = {
     "output_dir": "output=DIR says where the runs go",
     "experiment_name": "the study names its runs",
@@ -227,9 +230,12 @@ def _calibrate(study: Study, runs: Mapping[str, Path], folder: Path) -> None:
     ]
     if left:
         print(f"Fitting {', '.join(study.posthoc)} on validation cases, {len(left)} runs", flush=True)
-        listed = ",".join(f"'{runs[name]}'" for name in left)
+    for i in range(0, len(left), _AT_ONCE):
+        some = left[i : i + _AT_ONCE]
+        listed = ",".join(f"'{runs[name]}'" for name in some)
         call("calibrate", "calibration", [f"run=[{listed}]", *settings])
-        write_atomically(path, json.dumps({**noted, **{name: wanted[name] for name in left}}, indent=2) + "\n")
+        noted |= {name: wanted[name] for name in some}
+        write_atomically(path, json.dumps(noted, indent=2) + "\n")
 
 
 def _show(

@@ -435,6 +435,34 @@ def test_scores_of_real_runs_with_and_without_repair_and_on_cases_held_out(tmp_p
     assert (again / "report.html").is_file()
 
 
+def test_calibration_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """What one process has fitted is noted when it ends; the next time the others are left."""
+    study = Study.load(write(tmp_path, runs={"ce": ["loss=ce"]}, seeds=list(range(10)), posthoc=["temperature"])).of_each_replicate()
+    runs = {name: tmp_path / name for name in study.runs}
+    for run in runs.values():
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "checkpoints" / "last.ckpt").write_text(run.name)
+    monkeypatch.setattr("densecal.inference.out_of_fold.tested_checkpoint", lambda run: "last")
+    fitted: list[str] = []
+
+    def call(_command: str, _name: str, settings: list[str]) -> None:
+        names = [name for name in runs if f"'{runs[name]}'" in settings[0]]
+        if len(fitted) == 4:
+            fitted.append("stopped")
+            raise CommandError("stopped")
+        for name in names:
+            (runs[name] / "calibration").mkdir(exist_ok=True)
+            (runs[name] / "calibration" / "temperature.safetensors").touch()
+        fitted.extend(names)
+
+    monkeypatch.setattr(command, "call", call)
+    with pytest.raises(CommandError, match="stopped"):
+        command._calibrate(study, runs, tmp_path)
+    command._calibrate(study, runs, tmp_path)
+    command._calibrate(study, runs, tmp_path)
+    assert fitted == [*list(runs)[:4], "stopped", *list(runs)[4:]]
+
+
 def test_held_out_cases_must_be_new_to_the_runs(tmp_path):
     run = make_blob_run(tmp_path)
     with pytest.raises(ValueError, match=r"held_out: .* was trained on or chose by \d+ of these cases"):
