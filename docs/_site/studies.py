@@ -8,7 +8,7 @@ A table stands between two comments, which say what it holds:
     <!-- study: hippocampus_small means methods=ce,svls measures=dice,ece_foreground -->
     <!-- /study -->
 
-``posthoc=temperature`` chooses the methods that were repaired by one, ``posthoc=none`` those that were not. ``means`` has means and standard deviations over runs, ``cases`` differences from
+``posthoc=temperature`` chooses the methods that were repaired by one, ``posthoc=none`` those that were not; ``without=`` leaves methods out, repaired or not. ``means`` has means and standard deviations over runs, ``cases`` differences from
 ``baseline=`` with intervals over cases, ``runs`` those with intervals over runs, ``verdict`` holds ``method=`` against each of ``methods=``, measure by measure. ``STUDY/held_out`` are the cases that were
 held out; ``STUDY,STUDY`` are the methods of both. Numbers in a sentence stand between comments, too, with ``METHOD+temperature`` where it was repaired:
 
@@ -101,6 +101,8 @@ def _table(study: str, kind: str, options: str) -> str:
     keys = given["measures"].split(",") if "measures" in given else study_measures([run for runs in methods.values() for run in runs])
     if "posthoc" in given:
         methods = {name: runs for name, runs in methods.items() if (runs[0].posthoc or "none") == given["posthoc"]}
+    if "without" in given:
+        methods = {name: runs for name, runs in methods.items() if runs[0].method not in given["without"].split(",")}
     if "methods" in given:
         wanted = [_name(name) for name in given["methods"].split(",")]
         methods = {name: methods[name] for name in wanted}
@@ -137,21 +139,23 @@ def verdict(methods: Methods, mine: str, others: list[str], keys: list[str]) -> 
     return Table("verdict", f"{mine} against the others", tuple(map(text, header)), tuple(rows))
 
 
-def draw(study: str) -> None:
-    """The charts of a study that some page shows, beside its scores."""
+def draw(study: str, shown: str) -> None:
+    """The charts of a study that ``shown``, the text of all pages, has links to, beside its scores."""
     methods = methods_of(study)
     runs = [run for some in methods.values() for run in some]
     keys = study_measures(runs)
     errors = [key for key in keys if key.startswith("ece")][:1] + [key for key in keys if key.startswith("nll")][:1]
     region = "foreground" if all("foreground" in run.diagrams for run in runs) else "all"
     trained = [name for name, some in methods.items() if not some[0].posthoc]
-    shown = [name for name in ("ce", "label_smoothing", "svls", "dml", "recommended") if name in trained]
-    charts = [front_chart(methods, keys[0], errors), reliability_grid(methods, region, region), size_chart(methods, [keys[0], *errors])]
-    if "/" not in study:  # the same runs
-        charts.append(length_chart(methods, shown, [keys[0], *errors]))
-    shown_somewhere = "".join(path.read_text(encoding="utf-8") for path in pages())
+    lines = [name for name in ("ce", "label_smoothing", "svls", "dml", "recommended") if name in trained]
+    charts = [
+        front_chart(methods, keys[0], errors),
+        reliability_grid(methods, region, region),
+        length_chart(methods, lines, [keys[0], *errors]),
+        size_chart(methods, [keys[0], *errors]),
+    ]
     for chart in charts:
-        if chart is not None and f"{study}/{chart.name}.svg)" in shown_somewhere:
+        if chart is not None and f"{study}/{chart.name}.svg)" in shown:
             write_atomically(STUDIES / study / f"{chart.name}.svg", svg_text(chart.figure()))
 
 
@@ -164,8 +168,9 @@ def main() -> None:
     for path in old:
         write_atomically(path, filled(path.read_text(encoding="utf-8")))
         print(path.relative_to(ROOT))
+    shown = "".join(path.read_text(encoding="utf-8") for path in pages())
     for study in studies():
-        draw(study)
+        draw(study, shown)
 
 
 if __name__ == "__main__":
